@@ -1,0 +1,165 @@
+"""Processes that lead to an observation y: restoration, bridges, speech.
+
+Each has beta != 0. x_t - beta(t) y is a plain process with the same alpha and sigma, so every solver works on them.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fokker.process import Process, VP
+
+
+@dataclass(frozen=True, eq=False)
+class MeanReverting(Process):
+    """x_t = y + (x_0 - y) e^{-theta_t} + lambda sqrt(1 - e^{-2 theta_t}) eps, with theta_t = rate (t^2 + t) / 2 rising.
+
+    `noise` is the stationary standard deviation lambda, `rate` the total reversion at t = 1.
+    Reference: Luo et al. 2023, arXiv 2301.11699 (IR-SDE).
+    """
+
+    noise: float = 0.3
+    rate: float = 5.0
+    anchored = True
+
+    def _theta(self, t: Tensor) -> Tensor:
+        return self.rate * (t**2 + t) / 2
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(-self._theta(t))
+
+    def _beta(self, t: Tensor) -> Tensor:
+        return -torch.expm1(-self._theta(t))
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return self.noise * torch.sqrt(-torch.expm1(-2 * self._theta(t)))
+
+
+@dataclass(frozen=True, eq=False)
+class ResidualShift(Process):
+    """x_t = x_0 + eta_t (y - x_0) + kappa sqrt(eta_t) eps, with sqrt(eta) geometric in t^power.
+
+    Reference: Yue et al. 2023, arXiv 2307.12348 (ResShift).
+    """
+
+    kappa: float = 2.0
+    eta_min: float = 0.0016
+    eta_max: float = 0.999
+    power: float = 0.3
+    anchored = True
+    end = 0.0
+
+    def _eta(self, t: Tensor) -> Tensor:
+        low, high = self.eta_min**0.5, self.eta_max**0.5
+        # t^power has an infinite slope at 0, where its value is wanted exactly
+        warped = torch.where(t > 0, t.clamp_min(1e-300) ** self.power, torch.zeros_like(t))
+        return (low * (high / low) ** warped) ** 2
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return 1 - self._eta(t)
+
+    def _beta(self, t: Tensor) -> Tensor:
+        return self._eta(t)
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return self.kappa * torch.sqrt(self._eta(t))
+
+
+@dataclass(frozen=True, eq=False)
+class ResidualDenoising(Process):
+    """x_t = x_0 + a(t) (y - x_0) + b(t) eps with a = 1 - (1 - t)^2 (residual first) and b^2 = noise^2 t^2.
+
+    a and b are the cumulated residual and noise of the paper's decreasing and increasing schedules.
+    Reference: Liu et al. 2024, arXiv 2308.13712 (RDDM).
+    """
+
+    noise: float = 1.0
+    anchored = True
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return (1 - t) ** 2
+
+    def _beta(self, t: Tensor) -> Tensor:
+        return 1 - (1 - t) ** 2
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return self.noise * t
+
+
+@dataclass(frozen=True, eq=False)
+class Resfusion(Process):
+    """x_t = a x_0 + (1 - a) (y - x_0) + sqrt(1 - a^2) eps on VP's a, run up to the time where x_0 has vanished (a = 1/2).
+
+    In our form alpha = 2 a - 1, beta = 1 - a; t = 1 is that interior time, so the start y / 2 + sigma eps needs no clean
+    image and the path is as short as it can be. Reference: Shi et al. 2024, arXiv 2311.14900.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    anchored = True
+
+    def _a(self, t: Tensor) -> Tensor:
+        vp = VP(self.beta_min, self.beta_max)
+        half = vp.time(torch.tensor(1 / 3, dtype=torch.float64).log())  # alpha = 1/2, sigma^2 = 3/4
+        return vp._alpha(t * half)
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        # the table of VP rounds at t = 1, where alpha is 0 by construction
+        return (2 * self._a(t) - 1).clamp_min(0)
+
+    def _beta(self, t: Tensor) -> Tensor:
+        return 1 - self._a(t)
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        vp = VP(self.beta_min, self.beta_max)
+        half = vp.time(torch.tensor(1 / 3, dtype=torch.float64).log())
+        return vp._sigma(t * half)
+
+
+@dataclass(frozen=True, eq=False)
+class BrownianBridge(Process):
+    """x_t = (1 - t) x_0 + t y + noise sqrt(t (1 - t)) eps: pinned at both ends.
+
+    At t = 1 there is no noise: the first row of a plan leaves the point y with the process's own noise.
+    Reference: Li et al. 2023, arXiv 2205.07680 (BBDM); Liu et al. 2023, arXiv 2302.05872 (I2SB).
+    """
+
+    noise: float = 1.0
+    anchored = True
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def _beta(self, t: Tensor) -> Tensor:
+        return t
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return self.noise * torch.sqrt(t * (1 - t))
+
+
+@dataclass(frozen=True, eq=False)
+class OUVE(Process):
+    """x_t = e^{-gamma t} x_0 + (1 - e^{-gamma t}) y + sigma(t) eps: an Ornstein-Uhlenbeck drift with exploding variance.
+
+    sigma(t)^2 = s_min^2 ((s_max/s_min)^{2t} - e^{-2 gamma t}) log(s_max/s_min) / (gamma + log(s_max/s_min)).
+    Reference: Richter et al. 2023, arXiv 2208.05830 (SGMSE+, speech enhancement).
+    """
+
+    gamma: float = 1.5
+    sigma_min: float = 0.05
+    sigma_max: float = 0.5
+    anchored = True
+    end = 0.03
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(-self.gamma * t)
+
+    def _beta(self, t: Tensor) -> Tensor:
+        return -torch.expm1(-self.gamma * t)
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        growth = torch.log(torch.tensor(self.sigma_max / self.sigma_min, dtype=torch.float64))
+        # (s_max/s_min)^{2t} - e^{-2 gamma t} as an expm1: no cancellation near t = 0
+        gap = torch.exp(-2 * self.gamma * t) * torch.expm1(2 * (growth + self.gamma) * t)
+        return self.sigma_min * torch.sqrt(gap * growth / (self.gamma + growth))

@@ -1,0 +1,291 @@
+"""Denoisers answer one question: what is E[x_0 | x_t]?
+
+Networks of any parametrisation, exact laws and other people's models are all `Denoiser`s; what changes the belief (guidance,
+a measurement, a cache) is a `Wrapper`, which is a denoiser around a denoiser. Everything else a method may need (eps, v,
+score, velocity) is derived from the answer by the process.
+
+A denoiser is bound to a `Run` for each trajectory: `bind` returns a fresh copy, so what a wrapper remembers between steps
+never leaks into another run.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from fokker.errors import FokkerError, unknown
+from fokker.process import PREDICTIONS, Process, Time, as_time, expand
+
+Cond = Any  # a tensor with a leading batch dimension, or something that only the network understands
+
+
+@dataclass
+class Run:
+    """The trajectory that is being computed, as its bound denoisers see it.
+
+    `ids` (batch,) names the samples, `row` of `rows` is where the plan stands and `t` its time, `evaluations` counts denoised
+    samples through every wrapper, so that `evaluations / batch` is the NFE.
+    """
+
+    batch: int
+    seed: int = 0
+    ids: Sequence[int] | Tensor | None = None
+    rows: int = 0
+    row: int = 0
+    t: Time = 1.0
+    evaluations: int = 0
+
+    @property
+    def nfe(self) -> float:
+        """Evaluations per sample so far."""
+        return self.evaluations / self.batch
+
+
+class Denoiser(nn.Module):
+    """`denoiser(x_t, t, **cond)` is E[x_0 | x_t], with the shape and dtype of x_t.
+
+    x_t (batch, ...), `t` one time (float or 0-d tensor) or one per leading index (batch,), conditions as keyword tensors
+    with a leading batch dimension. Subclasses implement `x0` with that signature. Leaves count one evaluation a sample.
+    """
+
+    evaluations = 1
+    run: Run | None = None
+
+    def __init__(self, process: Process) -> None:
+        super().__init__()
+        self.process = process
+
+    def forward(self, x_t: Tensor, t: Time, **cond: Cond) -> Tensor:
+        if self.run is not None:
+            self.run.evaluations += self.evaluations * x_t.shape[0]
+        return self.x0(x_t, t, **cond)
+
+    def x0(self, x_t: Tensor, t: Time, **cond: Cond) -> Tensor:
+        """E[x_0 | x_t]; what subclasses implement."""
+        raise FokkerError(f"{type(self).__name__} does not define x0(x_t, t, **cond); a denoiser must")
+
+    def predict(self, prediction: str, x_t: Tensor, t: Time, **cond: Cond) -> Tensor:
+        """eps, v, score or flow (velocity) at x_t, derived from the belief."""
+        plain = x_t
+        if self.process.anchored:
+            plain = x_t - self.process.coefficients(t, x_t)[1] * self.process.anchor(cond.get("y"))
+        return self.process.from_x0(prediction, self(x_t, t, **cond), plain, t)
+
+    def null(self, **cond: Cond) -> dict[str, Cond]:
+        """The same conditions, meaning "none": -1 for integer tensors, zeros for others."""
+        return {
+            k: v.new_full(v.shape, -1) if isinstance(v, Tensor) and not v.is_floating_point() else torch.zeros_like(v)
+            for k, v in cond.items()
+        }
+
+    def bind(self, run: Run) -> Self:
+        """A copy for one trajectory; parameters are shared, everything that is remembered starts anew."""
+        bound = copy.copy(self)
+        bound._modules = dict(self._modules)
+        bound.run = run
+        return bound
+
+
+class Wrapper(Denoiser):
+    """A denoiser around another one. Subclasses implement `x0` by calling `self.inner`, and may override `reset`."""
+
+    evaluations = 0
+
+    def __init__(self, inner: Denoiser) -> None:
+        super().__init__(inner.process)
+        self.inner = inner
+
+    def null(self, **cond: Cond) -> dict[str, Cond]:
+        return self.inner.null(**cond)
+
+    def bind(self, run: Run) -> Self:
+        bound = super().bind(run)
+        bound._modules["inner"] = self.inner.bind(run)
+        bound.reset(run)
+        return bound
+
+    def reset(self, run: Run) -> None:
+        """Called on the fresh copy: the place to create what is remembered during the run."""
+
+
+class Function(Denoiser):
+    """A function (x_t, t, **cond) -> x_0 as a denoiser."""
+
+    def __init__(self, function: Callable[..., Tensor], process: Process) -> None:
+        super().__init__(process)
+        self.function = function
+
+    def x0(self, x_t: Tensor, t: Time, **cond: Cond) -> Tensor:
+        return self.function(x_t, t, **cond)
+
+
+def as_denoiser(function: Callable[..., Tensor], process: Process, prediction: str = "x0") -> Denoiser:
+    """A denoiser from a function of (x_t, t, **cond) that returns x_0, or another `prediction` of the process's relation.
+
+    The function gets `t` as it was given to the denoiser. Raises FokkerError for an unknown prediction.
+    """
+    if isinstance(function, Denoiser):
+        return function
+    if prediction == "x0":
+        return Function(function, process)
+    if prediction not in PREDICTIONS or prediction == "edm":
+        raise unknown("prediction", prediction, [p for p in PREDICTIONS if p != "edm"])
+
+    def x0(x_t: Tensor, t: Time, **cond: Cond) -> Tensor:
+        plain = x_t
+        if process.anchored:
+            plain = x_t - process.coefficients(t, x_t)[1] * process.anchor(cond.get("y"))
+        return process.to_x0(prediction, function(x_t, t, **cond), plain, t)
+
+    return Function(x0, process)
+
+
+class NetworkDenoiser(Denoiser):
+    """A network of any parametrisation as a denoiser.
+
+    With prediction "edm" (Karras et al. 2022, arXiv 2206.00364, for any alpha and sigma):
+
+        D = c_skip x + c_out F(c_in x, c_noise),  c_skip = alpha sd^2 / s^2,  c_out = sigma sd / s,  c_in = 1 / s,
+        s^2 = alpha^2 sd^2 + sigma^2,  c_noise = ln(sigma / alpha) / 4 clamped to [-5, 5],
+
+    which depends on the process only through the log-SNR: one trained network serves every plain process. For "x0", "eps",
+    "v", "score" and "flow" the network sees x_t itself and `clock(t)` (default: c_noise as above) and its output is converted.
+
+    `net(x, c, **cond)`: x (batch, channels, ...), c (batch,) float, both in the network's dtype; `sigma_data` is the standard
+    deviation of the data. Conditions pass through to the network.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        process: Process,
+        prediction: str = "edm",
+        sigma_data: float = 1.0,
+        clock: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__(process)
+        if prediction not in PREDICTIONS:
+            raise unknown("prediction", prediction, PREDICTIONS)
+        if not sigma_data > 0:
+            raise FokkerError(f"sigma_data={sigma_data} is not accepted; give the data's standard deviation, above 0")
+        self.net, self.prediction, self.sigma_data, self.clock = net, prediction, float(sigma_data), clock
+
+    def c_noise(self, t: Time, x: Tensor) -> Tensor:
+        """What the network is told about the noise level, one number per sample (or per leading index), float32."""
+        t = as_time(t)
+        c = self.clock(t) if self.clock else (-self.process.logsnr(t) / 8).clamp(-5, 5)
+        c = c.to(x.device, torch.float32 if x.dtype == torch.float64 else x.dtype)
+        return c.expand(x.shape[0]) if c.ndim == 0 else c
+
+    def x0(self, x_t: Tensor, t: Time, **cond: Cond) -> Tensor:
+        plain = x_t
+        alpha, beta, sigma = self.process.coefficients(t, x_t)
+        if self.process.anchored:
+            plain = x_t - beta * self.process.anchor(cond.get("y"))
+        if self.prediction != "edm":
+            return self.process.to_x0(self.prediction, self.call(x_t, t, **cond), plain, t)
+        sd = self.sigma_data
+        s = (alpha**2 * sd**2 + sigma**2) ** 0.5
+        return (alpha * sd**2 / s**2) * plain + (sigma * sd / s) * self.call(plain / s, t, **cond)
+
+    def call(self, x: Tensor, t: Time, **cond: Cond) -> Tensor:
+        """The network in its own dtype; the answer in x's."""
+        parameter = next(self.net.parameters(), x)
+        c = self.c_noise(t, x.to(parameter.dtype))
+        out: Tensor = self.net(x.to(parameter.dtype), c, **cond)
+        return out.to(x.dtype)
+
+    def null(self, **cond: Cond) -> dict[str, Cond]:
+        own = getattr(self.net, "null_conditions", None)
+        return own(**cond) if own else super().null(**cond)
+
+
+class OnProcess(Wrapper):
+    """A denoiser of one process used on another: the belief at equal log-SNR, with the state rescaled.
+
+    D'(x, t') = D(x r / r', t) where t has the log-SNR of t' and r = sqrt(alpha^2 + sigma^2) of either process. Exact for any
+    plain Gaussian pair; raises FokkerError for anchored ones. Beyond the inner process's own range the nearest time is used.
+    """
+
+    def __init__(self, inner: Denoiser, process: Process) -> None:
+        super().__init__(inner)
+        if inner.process.anchored or process.anchored:
+            raise FokkerError("OnProcess needs two plain processes; an anchored denoiser knows only its own anchor")
+        self.process = process
+
+    def x0(self, x_t: Tensor, t: Time, **cond: Cond) -> Tensor:
+        inner_t = self.inner.process.time(self.process.logsnr(as_time(t)))
+        alpha, _, sigma = self.process.coefficients(t, x_t)
+        a, _, s = self.inner.process.coefficients(inner_t, x_t)
+        scale = ((a**2 + s**2) / (alpha**2 + sigma**2)) ** 0.5
+        return self.inner(scale * x_t, inner_t, **cond)
+
+
+class Deanchored(Wrapper):
+    """The plain view of an anchored denoiser: D(x - beta y) for solvers that know nothing of the anchor."""
+
+    def __init__(self, inner: Denoiser, y: Tensor) -> None:
+        super().__init__(inner)
+        self.y = y
+
+    def x0(self, x_t: Tensor, t: Time, **cond: Cond) -> Tensor:
+        beta = self.process.coefficients(t, x_t)[1]
+        return self.inner(x_t + beta * self.y, t, y=self.y, **cond)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a network's output looks like: the relative misfit of each possible prediction type, best first."""
+
+    misfit: dict[str, float]
+    declared: str
+
+    @property
+    def best(self) -> str:
+        return min(self.misfit, key=lambda k: self.misfit[k])
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the declared type explains the output about as well as the best one."""
+        return self.misfit[self.declared] <= 2 * self.misfit[self.best] + 1e-3
+
+
+def probe(
+    net: Callable[..., Tensor], process: Process, data: Tensor, declared: str = "eps", seed: int = 0, **cond: Cond
+) -> Probe:
+    """Detect a wrongly declared prediction type from a few clean samples.
+
+    `net(x_t, t, **cond)` is the raw prediction and `data` (n, ...) clean samples. At each of several times the data are
+    noised and the output is compared with the target of every type; the true type has the smallest error relative to the
+    target's variance over all times, since a network that predicts one of them fits no other at both ends of time.
+    """
+    total: dict[str, list[float]] = {k: [] for k in ("x0", "eps", "v", "flow")}
+    eps = process.sample_noise(tuple(data.shape), seed, dtype=data.dtype, device=data.device)
+    for logsnr in (-4.0, -2.0, 0.0, 2.0, 4.0, 6.0):
+        t = process.time(logsnr).item()
+        x_t = process.add_noise(data, eps, t, y=torch.zeros_like(data) if process.anchored else None)
+        with torch.no_grad():
+            out = net(x_t, t, **cond)
+        for kind in total:
+            target = data if kind == "x0" else process.from_x0(kind, data, x_t, t)
+            total[kind].append(((out - target).square().mean() / target.square().mean()).item())
+    if declared not in total:
+        raise unknown("prediction", declared, total)
+    return Probe({k: sum(v) / len(v) for k, v in total.items()}, declared)
+
+
+__all__ = [
+    "Deanchored",
+    "Denoiser",
+    "NetworkDenoiser",
+    "OnProcess",
+    "Probe",
+    "Run",
+    "Wrapper",
+    "as_denoiser",
+    "expand",
+    "probe",
+]
