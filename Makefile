@@ -8,7 +8,7 @@ VENV  := .venv
 BIN   := $(VENV)/bin
 TORCH ?= torch==2.13.0
 JOBS  ?= 2
-PIP   := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP   := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 .PHONY: help demo test test-all lint docs venv clean
 help:

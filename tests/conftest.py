@@ -12,4 +12,3 @@ from hypothesis import settings
 torch.set_num_threads(1)
 settings.register_profile("fokker", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("fokker")
-

@@ -1,8 +1,9 @@
 """The command line: `fokker COMMAND --help` shows each command with an example.
 
-Exit codes: 0 when the command did what it says, 1 when it ran and the answer is no (a check that fails, bits that differ) or
-a fault of ours stopped it, 2 for bad input, 130 when interrupted. Whatever stops a command is one sentence on stderr; the
-traceback appears with `--debug`. One file holds one group of commands and imports what is slow only when it runs.
+Exit codes: 0 when the command did what it says, 1 when it ran and the answer is no (a check that fails, bits that
+differ) or a fault of ours stopped it, 2 for bad input, 130 when interrupted. Whatever stops a command is one sentence
+on stderr; the traceback appears with `--debug`. One file holds one group of commands and imports what is slow only when
+it runs.
 """
 
 import sys

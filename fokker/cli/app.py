@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from fokker.cli import catalogue
+from fokker.cli import catalogue, plan
 
 app = typer.Typer(
     name="fokker",
@@ -35,5 +35,5 @@ def options(
     """Diffusion models on one algebra: sample, train, restore, edit, measure, cite."""
 
 
-for group in (catalogue,):
+for group in (plan, catalogue):
     group.add(app)

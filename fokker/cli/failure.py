@@ -50,9 +50,17 @@ def as_failure(problem: BaseException) -> Failure:
 
 
 _EXTRA = {
-    "diffusers": "hf", "transformers": "hf", "datasets": "hf", "peft": "hf", "gradio": "studio", "ot": "ot",
-    "soundfile": "audio", "rdkit": "chem", "onnx": "dev", "onnxruntime": "dev",
-}  # fmt: skip
+    "diffusers": "hf",
+    "transformers": "hf",
+    "datasets": "hf",
+    "peft": "hf",
+    "gradio": "studio",
+    "ot": "ot",
+    "soundfile": "audio",
+    "rdkit": "chem",
+    "onnx": "dev",
+    "onnxruntime": "dev",
+}
 
 
 def one_line(problem: object) -> str:
@@ -60,7 +68,7 @@ def one_line(problem: object) -> str:
     return " ".join(str(problem).split()).removesuffix(".")
 
 
-def _usage(problem: Exception) -> str:
+def _usage(problem: BaseException) -> str:
     """A complaint of the parser, with the nearest option or command that exists and where to read more."""
     context = getattr(problem, "ctx", None)
     path = context.command_path if context is not None else NAME

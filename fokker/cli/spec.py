@@ -2,8 +2,8 @@
 
 Seeds: `7`, `0..15` (both ends included), `1,5,9..12`.
 
-A method: `ddim`, `apg:7.5`, `dpmpp-3m:order=2`, `mask:0.5,seed=3`; a class of the user's own comes as `mymodule:MySolver` or
-`path/file.py:MySolver`, with options after one more colon.
+A method: `ddim`, `apg:7.5`, `dpmpp-3m:order=2`, `mask:0.5,seed=3`; a class of the user's own comes as
+`mymodule:MySolver` or `path/file.py:MySolver`, with options after one more colon.
 """
 
 import json
@@ -26,7 +26,7 @@ def seeds(text: str) -> list[int]:
             raise FokkerError(f"seeds {text!r} are not understood; write 7, 0..15 or 1,5,9..12")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first or last - first >= MOST_SEEDS:
-            raise FokkerError(f"the range {part.strip()!r} is empty or longer than {MOST_SEEDS} seeds; write first..last")
+            raise FokkerError(f"the range {part.strip()!r} is empty or above {MOST_SEEDS} seeds; write first..last")
         found.extend(range(first, last + 1))
     return found
 
