@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fokker.process import Process, VP
+from fokker.process import VP, Process
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,8 @@ class ResidualShift(Process):
         low, high = self.eta_min**0.5, self.eta_max**0.5
         # t^power has an infinite slope at 0, where its value is wanted exactly
         warped = torch.where(t > 0, t.clamp_min(1e-300) ** self.power, torch.zeros_like(t))
-        return (low * (high / low) ** warped) ** 2
+        eta: Tensor = (low * (high / low) ** warped) ** 2
+        return eta
 
     def _alpha(self, t: Tensor) -> Tensor:
         return 1 - self._eta(t)

@@ -9,6 +9,7 @@ never leaks into another run.
 """
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -44,6 +45,17 @@ class Run:
         return self.evaluations / self.batch
 
 
+def _keywords(function: Callable[..., Any]) -> tuple[str, ...] | None:
+    """The keyword arguments of f(x_t, t, ...), or None if it takes any."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return None
+    return tuple(p.name for p in parameters[2:])
+
+
 class Denoiser(nn.Module):
     """`denoiser(x_t, t, **cond)` is E[x_0 | x_t], with the shape and dtype of x_t.
 
@@ -74,6 +86,11 @@ class Denoiser(nn.Module):
             plain = x_t - self.process.coefficients(t, x_t)[1] * self.process.anchor(cond.get("y"))
         return self.process.from_x0(prediction, self(x_t, t, **cond), plain, t)
 
+    @property
+    def conditions(self) -> tuple[str, ...] | None:
+        """The names of the conditions it takes; None if it cannot tell."""
+        return _keywords(self.x0)
+
     def null(self, **cond: Cond) -> dict[str, Cond]:
         """The same conditions, meaning "none": -1 for integer tensors, zeros for others."""
         return {
@@ -98,6 +115,10 @@ class Wrapper(Denoiser):
         super().__init__(inner.process)
         self.inner = inner
 
+    @property
+    def conditions(self) -> tuple[str, ...] | None:
+        return self.inner.conditions
+
     def null(self, **cond: Cond) -> dict[str, Cond]:
         return self.inner.null(**cond)
 
@@ -118,8 +139,13 @@ class Function(Denoiser):
         super().__init__(process)
         self.function = function
 
+    @property
+    def conditions(self) -> tuple[str, ...] | None:
+        return _keywords(self.function)
+
     def x0(self, x_t: Tensor, t: Time, **cond: Cond) -> Tensor:
-        return self.function(x_t, t, **cond)
+        x_0: Tensor = self.function(x_t, t, **cond)
+        return x_0
 
 
 def as_denoiser(function: Callable[..., Tensor], process: Process, prediction: str = "x0") -> Denoiser:
@@ -189,7 +215,8 @@ class NetworkDenoiser(Denoiser):
             return self.process.to_x0(self.prediction, self.call(x_t, t, **cond), plain, t)
         sd = self.sigma_data
         s = (alpha**2 * sd**2 + sigma**2) ** 0.5
-        return (alpha * sd**2 / s**2) * plain + (sigma * sd / s) * self.call(plain / s, t, **cond)
+        x_0: Tensor = (alpha * sd**2 / s**2) * plain + (sigma * sd / s) * self.call(plain / s, t, **cond)
+        return x_0
 
     def call(self, x: Tensor, t: Time, **cond: Cond) -> Tensor:
         """The network in its own dtype; the answer in x's."""
@@ -198,8 +225,13 @@ class NetworkDenoiser(Denoiser):
         out: Tensor = self.net(x.to(parameter.dtype), c, **cond)
         return out.to(x.dtype)
 
+    @property
+    def conditions(self) -> tuple[str, ...] | None:
+        names = getattr(self.net, "conditions", None)
+        return tuple(names) if names is not None else None
+
     def null(self, **cond: Cond) -> dict[str, Cond]:
-        own = getattr(self.net, "null_conditions", None)
+        own: Callable[..., dict[str, Cond]] | None = getattr(self.net, "null_conditions", None)
         return own(**cond) if own else super().null(**cond)
 
 
@@ -221,7 +253,8 @@ class OnProcess(Wrapper):
         alpha, _, sigma = self.process.coefficients(t, x_t)
         a, _, s = self.inner.process.coefficients(inner_t, x_t)
         scale = ((a**2 + s**2) / (alpha**2 + sigma**2)) ** 0.5
-        return self.inner(scale * x_t, inner_t, **cond)
+        x_0: Tensor = self.inner(scale * x_t, inner_t, **cond)
+        return x_0
 
 
 class Deanchored(Wrapper):
@@ -233,7 +266,8 @@ class Deanchored(Wrapper):
 
     def x0(self, x_t: Tensor, t: Time, **cond: Cond) -> Tensor:
         beta = self.process.coefficients(t, x_t)[1]
-        return self.inner(x_t + beta * self.y, t, y=self.y, **cond)
+        x_0: Tensor = self.inner(x_t + beta * self.y, t, y=self.y, **cond)
+        return x_0
 
 
 @dataclass(frozen=True)

@@ -117,12 +117,12 @@ DEPTH = 17
 def _cell(logsnr: float) -> int:
     """The nearest node of the finest dyadic level, 0 .. 2**DEPTH."""
     clamped = min(max(logsnr, -RANGE), RANGE)
-    return round((clamped + RANGE) / (2 * RANGE) * 2**DEPTH)
+    return round((clamped + RANGE) / (2 * RANGE) * (1 << DEPTH))
 
 
 def _snr(cell: int) -> float:
     """The Brownian time of a node; the lowest stands for SNR 0."""
-    return math.exp(cell / 2**DEPTH * 2 * RANGE - RANGE) if cell else 0.0
+    return math.exp(cell / (1 << DEPTH) * 2 * RANGE - RANGE) if cell else 0.0
 
 
 @dataclass
@@ -158,7 +158,7 @@ class Brownian:
 
     def _at(self, cell: int) -> Tensor:
         """B at a node of the finest level, by descending from the two ends of the clock."""
-        low, high, interval = 0, 2**DEPTH, 1
+        low, high, interval = 0, 1 << DEPTH, 1
         value_low = torch.zeros((), dtype=torch.float64, device=self.device)
         if cell == low:
             return value_low

@@ -157,17 +157,19 @@ class Process:
     def to_x0(self, prediction: str, value: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """x_0 from what a network predicted at x_t - beta y; undefined where the prediction says nothing about x_0."""
         a, b, c = self.relation(prediction, t, x_t)
-        return (a * value - b * x_t) / c
+        x_0: Tensor = (a * value - b * x_t) / c
+        return x_0
 
     def from_x0(self, prediction: str, x_0: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """eps, v, score or flow (velocity) that belongs to the belief x_0 at x_t - beta y."""
         a, b, c = self.relation(prediction, t, x_t)
-        return (b * x_t + c * x_0) / a
+        value: Tensor = (b * x_t + c * x_0) / a
+        return value
 
     def add_noise(self, x_0: Tensor, eps: Tensor, t: Time, y: Tensor | None = None) -> Tensor:
         """x_t = alpha x_0 + beta y + sigma eps; shapes as x_0, with `t` one time or one per leading index."""
         alpha, beta, sigma = self.coefficients(t, x_0)
-        x_t = alpha * x_0 + sigma * eps
+        x_t: Tensor = alpha * x_0 + sigma * eps
         return x_t + beta * self.anchor(y) if self.anchored else x_t
 
     def start(self, eps: Tensor, y: Tensor | None = None, t: float = 1.0) -> Tensor:
@@ -202,8 +204,8 @@ class Process:
 
 def derivative(f: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """df/dt elementwise, exact; itself differentiable."""
-    _, rate = torch.func.jvp(f, (t,), (torch.ones_like(t),))
-    return rate if isinstance(rate, Tensor) else torch.zeros_like(t)
+    rate: Tensor = torch.func.jvp(f, (t,), (torch.ones_like(t),))[1]
+    return rate
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,257 @@
+"""The one loop: it runs a plan, which means calling the denoiser and adding tensors.
+
+Nothing in a row waits for the device: coefficients and times are Python floats, noise is keyed, and whether the numbers
+stayed finite is read once at the end (if not, the run, which is a pure function of its arguments, is repeated with a look at
+every row to name the one that broke).
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fokker.denoiser import Cond, Deanchored, Denoiser, Run
+from fokker.errors import FokkerError, unknown
+from fokker.grids import Grid
+from fokker.keyed import Brownian
+from fokker.plan import Number, Plan, Row, Step
+from fokker.process import Process, expand
+from fokker.solve import Solver
+
+Watch = Callable[[Run, Tensor, Tensor], bool | None]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a run produced and what it took.
+
+    `x0` is the first output (batch, ...), `outputs` all of them; `nfe` counts evaluations per sample through every wrapper;
+    `stopped` says that `watch` ended the run early, in which case x0 is the last belief; `config` repeats it.
+    """
+
+    x0: Tensor
+    outputs: tuple[Tensor, ...]
+    plan: Plan
+    nfe: float
+    seconds: float
+    seed: int
+    stopped: bool = False
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.config.get('solver', 'plan')}: {self.nfe:g} evaluations in {self.seconds:.2f} s, seed {self.seed}"
+
+
+def sample(denoiser: Denoiser, x: Tensor, plan: Plan | None = None, **options: Any) -> Tensor:
+    """x_0 from the state `x` (batch, ...) at the plan's first time; the options are those of `run`."""
+    return run(denoiser, x, plan, **options).x0
+
+
+def run(
+    denoiser: Denoiser,
+    x: Tensor | Sequence[Tensor],
+    plan: Plan | None = None,
+    *,
+    solver: str | Solver | None = None,
+    steps: int | None = None,
+    nfe: int | None = None,
+    grid: str | Grid | None = None,
+    start: float = 1.0,
+    end: float | None = None,
+    y: Tensor | None = None,
+    seed: int = 0,
+    ids: Sequence[int] | Tensor | None = None,
+    watch: Watch | None = None,
+    gradient: bool = False,
+    check: bool = True,
+    **cond: Cond,
+) -> Trace:
+    """Run a plan, or lay one out (`solver` on `grid` with `steps` steps or at most `nfe` evaluations) and run it.
+
+    x        the state at the plan's first time, at the process's own noise scale: `process.start(noise, y)`; (batch, ...),
+             or one per input of a plan that has several
+    y        the anchor of an anchored process, the shape of x
+    seed, ids  name the noise of stochastic plans: one id per sample, 0 .. batch - 1 unless given
+    watch    called after each evaluation with (run, x_t, belief); returning True stops
+    gradient keeps the graph, for runs that are differentiated
+    check    looks for non-finite values
+    cond     conditions for the denoiser, as tensors with a leading batch dimension
+
+    Raises FokkerError for options that do not fit together and for non-finite values, with the row and time they came from.
+    """
+    inputs = (x,) if isinstance(x, Tensor) else tuple(x)
+    process = denoiser.process
+    if plan is None:
+        plan = lay(process, solver, steps, nfe, grid, start, end)
+    elif any(v is not None for v in (solver, steps, nfe, grid, end)):
+        raise FokkerError("give either a plan or solver/steps/nfe/grid/end to make one, not both")
+    _fits(denoiser, plan, inputs, cond)
+    if process.anchored:
+        y = process.anchor(y)
+        denoiser = Deanchored(denoiser, y)
+        inputs = tuple(_shift(process, v, y, plan.start, -1.0) for v in inputs)
+    elif y is not None:
+        cond["y"] = y
+    begun = time.perf_counter()
+    with torch.set_grad_enabled(gradient):
+        outputs, context, stopped = _execute(denoiser, inputs, plan, seed, ids, watch, cond)
+        if check and not gradient and not all(bool(torch.isfinite(v).all()) for v in outputs):
+            _execute(denoiser, inputs, plan, seed, ids, _stop_at_the_first_non_finite, cond)
+            raise FokkerError("the run gave non-finite values in its last row, after its last evaluation")
+        if process.anchored:
+            outputs = tuple(_shift(process, v, y, plan.end, 1.0) for v in outputs)
+    seconds = time.perf_counter() - begun
+    return Trace(outputs[0], outputs, plan, context.nfe, seconds, seed, stopped, dict(plan.config))
+
+
+def lay(
+    process: Process,
+    solver: str | Solver | None = None,
+    steps: int | None = None,
+    nfe: int | None = None,
+    grid: str | Grid | None = None,
+    start: float = 1.0,
+    end: float | None = None,
+) -> Plan:
+    """The plan of a solver (default dpmpp-2m) on a grid (default logsnr), for `steps` steps or at most `nfe` evaluations."""
+    from fokker import grids, solve
+
+    chosen = solver if isinstance(solver, Solver) else solve.get(solver or "dpmpp-2m")
+    if isinstance(grid, Grid):
+        if steps is not None or nfe is not None or end is not None:
+            raise FokkerError("this grid already has its steps and end; give steps/nfe/end with the name of a grid")
+        return chosen.plan(process, grid)
+    if (steps is None) == (nfe is None):
+        raise FokkerError("give steps=, the number of steps, or nfe=, the number of evaluations (one of the two)")
+    kind = grids.get(grid or "logsnr")
+
+    def make(n: int) -> Grid:
+        return kind(n, start=start, end=end)
+
+    return chosen.plan(process, make(steps if steps is not None else chosen.steps_for(int(nfe or 0), process, make)))
+
+
+def _fits(denoiser: Denoiser, plan: Plan, inputs: tuple[Tensor, ...], cond: dict[str, Cond]) -> None:
+    if plan.process is not denoiser.process and repr(plan.process) != repr(denoiser.process):
+        raise FokkerError(
+            f"this plan is laid out for {plan.process!r} but the denoiser is on {denoiser.process!r}; lay the plan on "
+            "denoiser.process, or wrap the denoiser in OnProcess"
+        )
+    if len(inputs) != plan.inputs:
+        raise FokkerError(f"this plan starts from {plan.inputs} states, but {len(inputs)} were given")
+    if any(not v.is_floating_point() or v.ndim < 1 for v in inputs):
+        raise FokkerError("the state must be a floating point tensor (batch, ...)")
+    accepted = denoiser.conditions
+    if accepted is not None:
+        for name in cond:
+            if name not in accepted:
+                raise unknown("option or condition", name, [*accepted, "solver", "steps", "nfe", "grid", "start", "end"])
+
+
+def _shift(process: Process, x: Tensor, y: Tensor | None, t: float | None, sign: float) -> Tensor:
+    return x if t is None else x + sign * process.at(t)[1] * process.anchor(y)
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """A row ready to run: sources are slots of one list (states, then beliefs, then noises)."""
+
+    row: int
+    terms: tuple[tuple[int, Number], ...]
+    t: Number | None
+    draws: tuple[tuple[int, float, float], ...]
+    free: tuple[int, ...]
+    step: Step | None = None
+
+
+def compiled(plan: Plan) -> list[Instruction]:
+    """The plan as instructions, worked out once: what to draw before a row and what to forget after it."""
+    known: list[Instruction] | None = plan.__dict__.get("_compiled")
+    if known is not None:
+        return known
+    n = len(plan.rows)
+    place = {"x": 0, "D": n, "z": 2 * n}
+    uses: list[list[tuple[int, Number]]] = []
+    for entry in plan.rows:
+        terms = entry.terms if isinstance(entry, Row) else ((entry.source, 1.0),)
+        uses.append([(place[kind] + i, c) for (kind, i), c in terms])
+    last = {slot: k for k, used in enumerate(uses) for slot, _ in used}
+    drawn: set[int] = set()
+    out = []
+    for k, (row, used) in enumerate(zip(plan.rows, uses, strict=True)):
+        new = [slot for slot, _ in used if slot >= 2 * n and slot not in drawn]
+        drawn.update(new)
+        draws = tuple((slot, *plan.noises[slot - 2 * n]) for slot in new)
+        dead = {slot for slot, _ in used if last[slot] == k and slot not in plan.outputs}
+        # a state nobody uses again but the denoiser, and a belief nobody uses, go at once
+        dead |= {slot for slot in (k, n + k) if slot not in last and slot not in plan.outputs}
+        step = row if isinstance(row, Step) else None
+        t = row.t if isinstance(row, Row) else None
+        out.append(Instruction(k, tuple(used), t, draws, tuple(dead), step))
+    plan.__dict__["_compiled"] = out
+    return out
+
+
+def _execute(
+    denoiser: Denoiser,
+    inputs: tuple[Tensor, ...],
+    plan: Plan,
+    seed: int,
+    ids: Sequence[int] | Tensor | None,
+    watch: Watch | None,
+    cond: dict[str, Cond],
+) -> tuple[tuple[Tensor, ...], Run, bool]:
+    first, n = inputs[0], len(plan.rows)
+    context = Run(first.shape[0], seed, ids, n)
+    predict = denoiser.bind(context)
+    slots: list[Any] = [None] * (2 * n + len(plan.noises))
+    slots[: len(inputs)] = inputs
+    noise = Brownian(tuple(first.shape), seed, ids, first.dtype, first.device) if plan.noises else None
+    state: Any = None
+    for row in compiled(plan):
+        k = row.row
+        for slot, a, b in row.draws:
+            assert noise is not None
+            slots[slot] = noise.increment(a, b)
+        if row.step is not None:
+            context.row, context.t = k, row.step.t
+            slots[k], state = row.step.function(slots[row.terms[0][0]], row.step.t, row.step.s, predict, state)
+        elif row.terms:
+            slots[k] = combine(row.terms, slots)
+        if row.t is not None:
+            context.row, context.t = k, row.t
+            x = slots[k]
+            belief = slots[n + k] = predict(x, row.t, **cond)
+            if watch is not None and watch(context, x, belief):
+                return (belief,), context, True
+        for slot in row.free:
+            slots[slot] = None
+    return tuple(slots[k] for k in plan.outputs), context, False
+
+
+def combine(terms: tuple[tuple[int, Number], ...], slots: list[Any]) -> Tensor:
+    """The sum of coefficient * tensor over terms, in place on its first product."""
+    out: Tensor | None = None
+    for slot, c in terms:
+        source: Tensor = slots[slot]
+        if isinstance(c, Tensor):
+            part = expand(c, source).to(source.device, source.dtype) * source
+            out = part if out is None else out + part
+        elif out is None:
+            out = source * c
+        else:
+            out = out.add_(source, alpha=c)
+    assert out is not None
+    return out
+
+
+def _stop_at_the_first_non_finite(run: Run, x: Tensor, belief: Tensor) -> None:
+    for name, value in (("state x_t", x), ("denoiser's answer", belief)):
+        if not bool(torch.isfinite(value).all()):
+            raise FokkerError(
+                f"the {name} is not finite in row {run.row} of {run.rows}, at t={run.t:.6g} ({value.dtype}); "
+                "use float32, fewer or smaller guidance, or look at the denoiser there"
+            )
