@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from fokker.cli import catalogue, plan
+from fokker.cli import catalogue, data, plan
 
 app = typer.Typer(
     name="fokker",
@@ -19,9 +19,9 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from fokker import __version__
 
-        typer.echo(f"fokker {version('fokker')}")
+        typer.echo(f"fokker {__version__}")
         raise typer.Exit
 
 
@@ -35,5 +35,5 @@ def options(
     """Diffusion models on one algebra: sample, train, restore, edit, measure, cite."""
 
 
-for group in (plan, catalogue):
+for group in (plan, data, catalogue):
     group.add(app)

@@ -80,3 +80,11 @@ def literal(text: str) -> Any:
     except json.JSONDecodeError:
         return text
     return value if isinstance(value, int | float | bool | None) else text
+
+
+def size(text: str) -> tuple[int, int]:
+    """`512x768` as (height, width)."""
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text.strip())
+    if match is None or not int(match[1]) or not int(match[2]):
+        raise FokkerError(f"size {text!r} is not understood; write HEIGHTxWIDTH, such as 512x768")
+    return int(match[1]), int(match[2])
