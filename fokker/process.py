@@ -330,6 +330,9 @@ class EDM(Process):
     def _sigma(self, t: Tensor) -> Tensor:
         return self.sigma_max * t
 
+    def time(self, logsnr: Time) -> Tensor:
+        return (torch.exp(as_time(logsnr) / -2) / self.sigma_max).clamp(0, 1)
+
 
 @dataclass(frozen=True, eq=False)
 class Flow(Process):
@@ -343,6 +346,9 @@ class Flow(Process):
 
     def _sigma(self, t: Tensor) -> Tensor:
         return t
+
+    def time(self, logsnr: Time) -> Tensor:
+        return torch.sigmoid(as_time(logsnr) / -2)
 
 
 @dataclass(frozen=True, eq=False)
