@@ -1,46 +1,62 @@
-"""BibTeX for what was used: ids of the catalogue, class names, or the trace of a run."""
+"""BibTeX for what was used: ids of the catalogue, or the trace or the plan of a run."""
 
 import textwrap
-from collections.abc import Iterable, Iterator
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 from fokker.catalogue import Record, get, records
 
 
 @runtime_checkable
-class Named(Protocol):
-    """Anything that lists the names of the methods it used; the trace of a run does."""
+class Configured(Protocol):
+    """Anything that says in `config` what it was made of: the trace of a run, a plan, a solver."""
 
     @property
-    def names(self) -> Iterable[str]: ...
+    def config(self) -> Mapping[str, Any]: ...
 
 
-def cite(source: str | Record | Named | Iterable[str]) -> str:
-    """The BibTeX entries of one id, of several, or of everything that a run used; one paper comes once.
+Source = str | Record | Configured | Iterable[str]
 
-    Ids must exist. Names out of a trace may be ids or class names, and those without a paper are left out.
+
+def cite(source: Source) -> str:
+    """The BibTeX entries of one id, of several, or of what a run used; one paper comes once.
+
+    Ids must exist. The names in a `config` may be ids or class names, and those without a paper are left out.
     """
+    return "\n".join(bibtex(record) for record in papers(source))
+
+
+def papers(source: Source) -> list[Record]:
+    """The records with a paper that the source names, one for each paper, published systems before building blocks."""
     found: dict[str, Record] = {}
-    for record in _cited(source):
+    for record in sorted(_named(source), key=lambda record: not record.system):
         if record.arxiv or record.authors:
             found.setdefault(record.arxiv or record.title, record)
-    return "\n".join(bibtex(record) for record in found.values())
+    return list(found.values())
 
 
-def _cited(source: str | Record | Named | Iterable[str]) -> Iterator[Record]:
+def _named(source: Source) -> Iterator[Record]:
     if isinstance(source, Record):
         yield source
     elif isinstance(source, str):
         yield get(source)
-    elif isinstance(source, Named):
-        by_name: dict[str, Record] = {}
-        for record in records():
-            by_name.setdefault(record.id, record)
-            if record.name and record.arxiv:
-                by_name.setdefault(record.name, record)
-        yield from (by_name[name] for name in source.names if name in by_name)
+    elif isinstance(source, Configured):
+        words = set(_words(source.config))
+        yield from (record for record in records(planned=False) if record.id in words or record.name in words)
     else:
         yield from map(get, source)
+
+
+def _words(config: object) -> Iterator[str]:
+    """Every piece of text in nested plain data, names of options left out."""
+    if isinstance(config, str):
+        yield config
+    elif isinstance(config, Mapping):
+        for value in config.values():
+            yield from _words(value)
+    elif isinstance(config, list | tuple):
+        for value in config:
+            yield from _words(value)
 
 
 def bibtex(record: Record) -> str:
@@ -63,14 +79,10 @@ def _latex(text: str) -> str:
     return text
 
 
-def paragraph(source: str | Record | Named | Iterable[str], width: int = 100) -> str:
+def paragraph(source: Source, width: int = 100) -> str:
     """The same papers as lines of plain text: authors, title, year, arXiv id."""
     lines = []
-    seen: set[str] = set()
-    for record in _cited(source):
-        if not (record.arxiv or record.authors) or (record.arxiv or record.title) in seen:
-            continue
-        seen.add(record.arxiv or record.title)
+    for record in papers(source):
         authors = ", ".join(record.authors).replace(", others", " et al.")
         where = f"arXiv:{record.arxiv}" if record.arxiv else ""
         parts = [part for part in (authors, record.title, str(record.published or ""), where) if part]

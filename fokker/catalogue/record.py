@@ -20,6 +20,7 @@ KINDS: Mapping[str, str] = {
     "tuner": "a search for the best plan, grid or start",
     "driver": "many runs of the loop: particles, search, stages, streams, chains",
     "guidance": "a wrapper that tilts the belief towards a condition",
+    "wrapper": "another change of the belief: a threshold, a shifted time",
     "operator": "a measurement with its adjoint",
     "restorer": "a wrapper or a recipe that meets a measurement",
     "editor": "a change of a given sample",
@@ -30,6 +31,7 @@ KINDS: Mapping[str, str] = {
     "metric": "a number with its unit, direction and sampling error",
     "diagnostic": "a prediction of theory and its measurement on a model",
     "application": "a denoiser at another task",
+    "report": "a study of known methods, run again",
     "survey": "a review of the field, kept as documentation",
 }
 

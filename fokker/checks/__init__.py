@@ -240,7 +240,8 @@ def load(identifier: str) -> ModuleType:
 
 def digest(identifier: str) -> str:
     """A short hash of a check's source, by which a measurement says which check it was made with."""
-    return hashlib.sha256(_source(identifier).read_bytes()).hexdigest()[:12] if has_check(identifier) else ""
+    source = _source(identifier)
+    return hashlib.sha256(source.read_bytes()).hexdigest()[:12] if source.is_file() else ""
 
 
 def reproduce(
