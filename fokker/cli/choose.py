@@ -1,8 +1,11 @@
 """From the words of a command line to objects: processes, solvers, grids, plans."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import NoneType
+from typing import TYPE_CHECKING, Any, get_args
 
 from fokker.cli import spec
 from fokker.errors import FokkerError
@@ -18,10 +21,53 @@ MOST_STEPS = 10_000
 
 def resolve(kind: str, text: str, *arguments: Any) -> Any:
     """The instance that `text` (see `spec.method`) means among the catalogue's records of a kind."""
+    return build(kind, spec.method(text), *arguments)
+
+
+def build(kind: str, named: spec.Spec, *arguments: Any, **options: Any) -> Any:
+    """The instance of a method named on the command line; its options are checked for their types as well."""
     from fokker import catalogue
 
-    named = spec.method(text)
-    return catalogue.resolve(kind, named.name, *arguments, *named.values, **named.options)
+    target, _ = catalogue.find(kind, named.name)
+    given = {**named.options, **options}
+    if callable(target):
+        _check_types(target, named, given)
+    with own_code(named.name):
+        return catalogue.resolve(kind, named.name, *arguments, *named.values, **given)
+
+
+@contextmanager
+def own_code(name: str) -> Iterator[None]:
+    """Whatever a class of the user's own raises is told as such, in one sentence."""
+    try:
+        yield
+    except FokkerError:
+        raise
+    except Exception as problem:
+        if ":" not in name:
+            raise
+        raise FokkerError(f"{name} raised {type(problem).__name__}: {problem}; see where with --debug") from problem
+
+
+def _check_types(target: Callable[..., Any], named: spec.Spec, options: Mapping[str, Any]) -> None:
+    """FokkerError for a word where a number belongs, as far as the signature says what belongs there."""
+    for name, parameter in inspect.signature(target).parameters.items():
+        kinds = set(get_args(parameter.annotation)) or {parameter.annotation}
+        if name not in options or not kinds <= _PLAIN.keys():
+            continue
+        value = options[name]
+        if not any(_fits(value, kind) for kind in kinds):
+            words = " or ".join(sorted(_PLAIN[kind] for kind in kinds))
+            raise FokkerError(f"{named.name}: {name}={value!r} is not accepted; give {words}")
+
+
+_PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", NoneType: "null"}
+
+
+def _fits(value: object, kind: type) -> bool:
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    return isinstance(value, int | float) if kind is float else isinstance(value, kind)
 
 
 def process(text: str) -> "Process":
@@ -41,7 +87,10 @@ def solver(text: str) -> "Solver":
     named = spec.method(text)
     if named.values:
         raise FokkerError(f"{text!r}: write a solver's options by name, such as {named.name}:order=2")
-    return solve.get(named.name, **named.options)
+    made = build("solver", named)
+    if not isinstance(made, solve.Solver):
+        raise FokkerError(f"{text!r} is a {type(made).__name__}, not a solver; subclass fokker.solve.Solver")
+    return made
 
 
 def grid(text: str, end: float | None) -> "Callable[[int], Grid]":
@@ -52,9 +101,7 @@ def grid(text: str, end: float | None) -> "Callable[[int], Grid]":
 
         named = spec.method(text)
         options = named.options if end is None else {**named.options, "end": end}
-        from fokker import catalogue
-
-        made = catalogue.resolve("grid", named.name, steps, *named.values, **options)
+        made = build("grid", spec.Spec(named.name, named.values, options), steps)
         if not isinstance(made, Grid):
             raise FokkerError(f"{text!r} is a {type(made).__name__}, not a grid")
         return made
@@ -74,10 +121,8 @@ def plan(
     if (steps is None) == (nfe is None):
         raise FokkerError("give either --steps or --nfe")
     method, make = solver(solver_text), grid(grid_text, end)
-    if steps is None:
-        assert nfe is not None
-        steps = method.steps_for(nfe, on, make)
-    return method.plan(on, make(steps))
+    with own_code(spec.method(solver_text).name):
+        return method.plan(on, make(steps if steps is not None else method.steps_for(nfe or 0, on, make)))
 
 
 def stored_plan(path: Path) -> "Plan":

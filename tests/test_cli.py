@@ -1,0 +1,343 @@
+"""The command line: what it prints, its exit codes, and that no input whatever gets a traceback."""
+
+import io
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+import typer
+
+from fokker.cli import failure, main, spec
+from fokker.cli.app import app
+from fokker.errors import FokkerError
+
+ROOT = Path(__file__).parent.parent
+
+
+def call(*words: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of one command line, run in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main([str(word) for word in words])
+    return code, out.getvalue(), err.getvalue()
+
+
+def leaves(command: typer.core.TyperGroup, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
+    """Every command with its words, from the parser itself: a new command is in these tests by existing."""
+    for name, child in command.commands.items():
+        if hasattr(child, "commands"):
+            yield from leaves(child, (*path, name))
+        else:
+            yield (*path, name), child
+
+
+COMMANDS = dict(leaves(typer.main.get_command(app)))
+
+# a command line of each command that is right and quick; the bad ones are made from it by one fault each
+RIGHT: dict[tuple[str, ...], list[str]] = {
+    ("plan",): ["ddim", "--steps", "2"],
+    ("systems",): ["--family", "solvers"],
+    ("reproduce",): [],
+    ("cite",): ["dpm-solver-pp"],
+    ("data", "check"): ["{pictures}"],
+    ("data", "list"): [],
+}
+
+# values that an option or argument must refuse, by its name on the command line
+REFUSED: dict[str, list[str]] = {
+    "--steps": ["0", "-1", "x", "1.5", "", "1e3", "nan", "99999999999999999999", "0x10", "10001", "--"],
+    "--nfe": ["0", "-7", "many", "2.0", "", "inf", "1000000000000"],
+    "--process": ["vpp", "", "VP", ":", "ddim", "vp:beta_min=-5", "vp:beta=3", "vp:1,2,3,4", "edm:sigma_max=x", "a:b",
+                  "{binary}", "nothere:Process", "os:getcwd", "vp:beta_min=0,beta_max=0", "vp:,=", "fokker.solve:Solver"],
+    "--grid": ["unifrom", "", "karras:rho=x", "logsnr:3", "vp", "ddim", "a b", "karras:power=2", "json:loads", "\0", "💥"],
+    "--end": ["-0.1", "1.1", "x", "nan", "inf", "", "1", "-inf"],
+    "--seeds": ["", "x", "3..1", "1..", "..", "-1", "1.5", "0..99999999999", "1,,2", "٣"],
+    "--family": ["solver", "", "blocks ", "Solvers", "nothing"],
+    "--kind": ["solvers", "", "thing"],
+    "--status": ["work", "", "reproduced", "WORKS"],
+    "--size": ["64", "0x0", "x", "-1x5", "64x", "1.5x2", "", "99999999x9"],
+    "--background": ["whit", "", "#12", "300,0,0", "transparent"],
+}  # fmt: skip
+POSITIONAL: dict[tuple[str, ...], list[str]] = {
+    ("plan",): ["ddimm", "", "DDIM", "vp", "logsnr", "ddim:order=2", "ddim:3", "dpmpp-3m:order=x", "dpmpp-2m:ordr=2",
+                "nothere:Solver", "os:getcwd", "json:JSONDecoder", "{missing}.json", "{empty}", "{binary}.json", "{list}.json",
+                "{wrong}.json", "{folder}.json", "{python}:Absent", "{python}:NotASolver", "{brokenpython}:Solver",
+                "{python}:Fails", ":", "::", "=", "dpmpp-2m:order=99", "dpmpp-2m:order=-1", "{deep}.json", "{plan}.json"],
+    ("systems",): ["dpm-solvr", "", "42", "solvers", "💥"],
+    ("reproduce",): ["no-such-system", "", "../../etc/passwd", "ddim", "__init__", "DPM", "a b c"],
+    ("cite",): ["dpm-solver-pq", "", "everything", "%s"],
+    ("data", "check"): ["{missing}", "{binary}", "{empty}", "{folder}", "{binary}.tar", "",
+                        "{broken}", "toy:digits", "{wrong}.json"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Things that are no input: missing, empty, random bytes, lists for mappings, folders for files."""
+    from PIL import Image
+
+    top = tmp_path_factory.mktemp("bad")
+    noise = random.Random(0).randbytes(500)
+    (top / "folder.json").mkdir()
+    (top / "folder").mkdir()
+    (top / "pictures").mkdir()
+    for shade in (40, 200):
+        Image.new("RGB", (8, 6), (shade, 0, shade)).save(top / "pictures" / f"{shade}.png")
+    (top / "broken").mkdir()
+    for suffix in ("", ".json", ".npz", ".tar", ".safetensors", ".yaml", ".png"):
+        (top / f"binary{suffix}").write_bytes(noise)
+        (top / f"empty{suffix}").write_bytes(b"")
+    (top / "list.json").write_text("[1, 2, 3]")
+    (top / "wrong.json").write_text('{"fokker_plan": 1, "process": {"process": "VP"}, "rwos": []}')
+    (top / "deep.json").write_text("[" * 100_000)
+    bad_rows = [{"t": None, "terms": []}, {"t": None, "terms": [["x", 7, 1.0]]}]
+    plan = {
+        "process": {"process": "VP"},
+        "rows": bad_rows,
+        "outputs": [1],
+        "inputs": 1,
+        "noises": [],
+        "end": 0,
+        "config": {},
+    }
+    (top / "plan.json").write_text(json.dumps(plan))
+    (top / "python.py").write_text("class NotASolver:\n    pass\n\ndef Fails():\n    raise ValueError('two\\nlines')\n")
+    (top / "brokenpython.py").write_text("class Solver(:\n")
+    names = {"python": "python.py", "brokenpython": "brokenpython.py"}
+    plain = ["missing", "empty", "binary", "list", "wrong", "deep", "plan", "folder", "pictures", "broken"]
+    return {name: str(top / names.get(name, name)) for name in (*plain, *names)}
+
+
+def near_misses(word: str, draw: random.Random, n: int) -> list[str]:
+    """Misspellings: a letter lost, doubled, swapped or changed."""
+    found = []
+    for _ in range(n):
+        k = draw.randrange(2 if word.startswith("--") else 0, len(word))
+        letter = draw.choice("abcdefghijklmnopqrstuvwxyz")
+        found.append(draw.choice([word[:k] + word[k + 1 :], word[:k] + word[k] + word[k:], word[:k] + letter + word[k + 1 :],
+                                  word[:k] + word[k + 1 : k + 2] + word[k] + word[k + 2 :]]))  # fmt: skip
+    return found
+
+
+def numeric(command: typer.core.TyperCommand, option: str) -> bool:
+    """Whether an option takes a number."""
+    hints = get_type_hints(command.callback)
+    wanted = {hints[parameter.name] for parameter in command.params if option in parameter.opts}
+    return any({int, float} & {hint, *get_args(hint)} for hint in wanted)
+
+
+def junk(draw: random.Random) -> str:
+    """A word with digits in it that is no number."""
+    letters = draw.choices("0123456789.-+ _,:xyz!?*%$#@", k=draw.randint(1, 9))
+    letters.insert(draw.randint(0, len(letters)), draw.choice("xyz?*%!"))
+    return "".join(letters)
+
+
+def bad_lines() -> list[tuple[str, ...]]:
+    """Command lines with one fault each, in a fixed order."""
+    draw = random.Random(20260101)
+    lines: list[tuple[str, ...]] = [
+        ("",),
+        ("--",),
+        ("-x",),
+        ("--nothing",),
+        ("💥",),
+        ("sample ",),
+        ("a" * 5000,),
+        ("0",),
+    ]
+    names = {path[0] for path in COMMANDS}
+    lines += [(wrong,) for name in sorted(names) for wrong in near_misses(name, draw, 8) if wrong not in names]
+    for path, command in COMMANDS.items():
+        right = RIGHT[path]
+        options = [name for parameter in command.params for name in parameter.opts if name.startswith("--")]
+        known = {*options, "--help", "--debug"}
+        for option in options:
+            for wrong in near_misses(option, draw, 4):
+                # click takes a unique beginning of an option for the option
+                if wrong not in known and not any(name.startswith(wrong) for name in known):
+                    lines.append((*path, *right, wrong, "1"))
+            if not any(p.is_flag for p in command.params if option in p.opts and hasattr(p, "is_flag")):
+                lines.append((*path, *right, option))
+            lines += [(*path, *right, option, value) for value in REFUSED.get(option, [])]
+            if numeric(command, option):
+                lines += [(*path, *right, option, junk(draw)) for _ in range(12)]
+        lines += [(*path, *right, "-z"), (*path, *right, "--no-such-option"), (*path, *right, "--json=maybe")]
+        tail = [word for word in right if not word.startswith("{")] if path != ("plan",) else ["--steps", "2"]
+        lines += [(*path, value, *(tail if path == ("plan",) else ())) for value in POSITIONAL.get(path, [])]
+    lines += [
+        ("plan",), ("plan", "ddim", "--steps", "2", "--nfe", "2"), ("plan", "ddim", "heun"), ("plan", "heun", "--nfe", "1"),
+        ("plan", "ddpm", "--inverse"), ("plan", "ddim", "--steps", "2", "--out", "{missing}/x.json"),
+        ("plan", "ddim", "--steps", "2", "--out", "{folder}"), ("plan", "ddim", "--grid", "karras", "--end", "1"),
+        ("reproduce",), ("reproduce", "--all", "--null"), ("reproduce", "--all", "x"), ("reproduce", "x", "--out", "y"),
+        ("systems", "dpm-solver-pp", "--family", "solvers"), ("cite",), ("data",), ("data", "chekc", "."), ("data", "check"),
+    ]  # fmt: skip
+    return list(dict.fromkeys(lines))
+
+
+LINES = bad_lines()
+
+
+def test_every_command_has_a_right_line_and_the_fuzz_is_large_enough() -> None:
+    assert set(RIGHT) == set(COMMANDS)
+    assert len(LINES) >= 400
+
+
+@pytest.mark.parametrize("part", range(20))
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    part: int, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(files["folder"])
+    wrong = []
+    for line in LINES[part::20]:
+        words = [re.sub(r"\{(\w+)\}", lambda match: files[match[1]], word) for word in line]
+        code, out, err = call(*words)
+        sentences = err.splitlines()
+        if code != 2 or len(sentences) != 1 or not sentences[0].startswith("fokker: ") or "Traceback" in err or out:
+            wrong.append((line, code, err[-500:], out[:100]))
+    assert wrong == []
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_help_has_an_example_that_starts_with_the_command(path: tuple[str, ...]) -> None:
+    code, out, err = call(*path, "--help")
+    assert (code, err) == (0, "")
+    assert f"Example: fokker {' '.join(path)}" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("path", [path for path in RIGHT if path != ("reproduce",)], ids=" ".join)
+def test_the_right_line_is_right(path: tuple[str, ...], files: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(files["folder"])
+    words = [re.sub(r"\{(\w+)\}", lambda match: files[match[1]], word) for word in RIGHT[path]]
+    code, out, err = call(*path, *words)
+    assert (code, err) == (0, "") and out
+
+
+def test_debug_shows_the_traceback_anywhere_on_the_line() -> None:
+    with pytest.raises(FokkerError, match="did you mean 'ddim'"):
+        call("plan", "ddimm", "--steps", "2", "--debug")
+    assert call("plan", "ddimm", "--steps", "2")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("problem", "code", "words"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (typer.Abort(), 130, "interrupted"),
+        (FileNotFoundError(2, "No such file or directory", "x.yaml"), 2, "'x.yaml': No such file or directory"),
+        (FokkerError("two\nlines."), 2, "two lines"),
+        (MemoryError(), 1, "out of memory"),
+        (KeyError("x"), 1, "a fault of fokker"),
+        (ModuleNotFoundError("No module named 'diffusers'", name="diffusers"), 2, "pip install 'fokker[hf]'"),
+        (SystemExit(3), 3, ""),
+    ],
+)
+def test_whatever_is_raised_becomes_a_sentence_and_a_code(problem: BaseException, code: int, words: str) -> None:
+    found = failure.as_failure(problem)
+    assert found.code == code and words in found.sentence and "\n" not in found.sentence
+
+
+def test_a_closed_pipe_and_an_interrupt_leave_no_traceback() -> None:
+    where = {"cwd": ROOT, "text": True, "stderr": subprocess.PIPE}
+    line = f"{sys.executable} -m fokker systems | head -n 1"
+    done = subprocess.run(["bash", "-c", line], stdout=subprocess.PIPE, **where)
+    assert done.stderr == "" and done.stdout.startswith("id")
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "fokker", "systems"], stdout=writer, **where)
+    os.close(writer)
+    assert done.stderr == "" and done.returncode != 0
+
+
+def test_help_is_quick_because_torch_stays_out() -> None:
+    code = "import sys; from fokker.cli import main; main(['--help']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+# --- small languages -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("7", [7]), ("0..3", [0, 1, 2, 3]), ("5,0..2", [5, 0, 1, 2]), (" 1 , 3..3 ", [1, 3])]
+)
+def test_seeds(text: str, seeds: list[int]) -> None:
+    assert spec.seeds(text) == seeds
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "values", "options"),
+    [
+        ("ddim", "ddim", (), {}),
+        ("apg:7.5", "apg", (7.5,), {}),
+        ("mask:0.5,seed=3", "mask", (0.5,), {"seed": 3}),
+        ("x:sde=true,mode=fast,k=null", "x", (), {"sde": True, "mode": "fast", "k": None}),
+        ("mine:MySolver", "mine:MySolver", (), {}),
+        ("path/mine.py:my_solver:order=2", "path/mine.py:my_solver", (), {"order": 2}),
+        ("pack.mine:MySolver:2,eta=1", "pack.mine:MySolver", (2,), {"eta": 1}),
+    ],
+)
+def test_methods(text: str, name: str, values: tuple[object, ...], options: dict[str, object]) -> None:
+    assert spec.method(text) == spec.Spec(name, values, options)
+
+
+# --- commands ------------------------------------------------------------------------------------------------------------
+
+
+def test_plan_prints_stores_and_reads_the_same_table(tmp_path: Path) -> None:
+    where = tmp_path / "plan.json"
+    code, text, _ = call("plan", "dpmpp-2m", "--steps", "5", "--process", "edm", "--grid", "karras", "--out", where)
+    assert code == 0 and text.splitlines()[-1].startswith("5 evaluations, 6 rows")
+    assert call("plan", where)[1] == text
+    assert json.loads(call("plan", where, "--json")[1]) == json.loads(where.read_text())
+
+
+def test_plan_keeps_within_a_budget() -> None:
+    assert "7 evaluations" in call("plan", "heun", "--nfe", "8", "--end", "0")[1]
+
+
+def test_a_solver_in_the_users_own_file_runs_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nfrom fokker.solve import Solver, pairs\n\n"
+        "@dataclass(frozen=True)\nclass MyDDIM(Solver):\n    order = 1\n\n"
+        "    def lay(self, draft, x, nodes):\n        for t, s in pairs(nodes):\n            D = draft.ask(x, t)\n"
+        "            x = (s.sigma / t.sigma) * x + (s.alpha - t.alpha * s.sigma / t.sigma) * D\n        return x\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    ours = json.loads(call("plan", "ddim", "--steps", "6", "--json")[1])["rows"]
+    for name in ("mine:MyDDIM", "mine.py:MyDDIM", str(tmp_path / "mine.py:MyDDIM")):
+        rows = json.loads(call("plan", name, "--steps", "6", "--json")[1])["rows"]
+        assert [row["t"] for row in rows] == [row["t"] for row in ours]
+
+
+def test_systems_lists_records_with_a_derived_status() -> None:
+    rows = json.loads(call("systems", "--json")[1])
+    assert len(rows) == len({row["id"] for row in rows}) == 182
+    assert {"id", "family", "status", "entry", "last"} <= set(rows[0])
+    works = json.loads(call("systems", "--status", "works", "--json")[1])
+    assert {row["id"] for row in works} == {row["id"] for row in rows if row["status"] == "works"}
+
+
+def test_cite_prints_bibtex_once_a_paper() -> None:
+    code, text, _ = call("cite", "dpm-solver-pp", "dpm-solver-pp")
+    assert code == 0 and text.count("@misc") == 1 and "2211.01095" in text
+
+
+def test_data_check_names_the_bad_file(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for k in range(3):
+        Image.new("RGB", (8, 8), (k, 0, 0)).save(tmp_path / f"{k}.png")
+    assert call("data", "check", tmp_path)[0] == 0
+    (tmp_path / "torn.png").write_bytes((tmp_path / "0.png").read_bytes()[:40])
+    code, text, err = call("data", "check", tmp_path)
+    assert code == 1 and "torn.png" in text and err == ""
+    assert not json.loads(call("data", "check", tmp_path, "--json")[1])["ok"]
