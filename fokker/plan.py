@@ -250,8 +250,8 @@ class Plan:
 class Draft:
     """What a solver writes a plan with.
 
-    `ask(x, node)` shows the state x to the denoiser and returns its belief; `keep(x)` stores a combination that later rows
-    reuse; `noise(a, b)` is the unit noise of the step from node a to node b. All return `Term`s.
+    `ask(x, node)` stores x as a state, shows it to the denoiser and returns its belief; `keep(x)` stores a combination that
+    later rows reuse; `noise(a, b)` is the unit noise of the step from node a to node b. All return `Term`s.
     """
 
     def __init__(self, process: Process, inputs: int = 1) -> None:
@@ -303,7 +303,10 @@ class Draft:
             ((kind, k), c), *_ = x.parts.items()
             if kind == "x" and isinstance(c, float) and c == 1.0:
                 return k
-        return self._append(x)
+        k = self._append(x)
+        # from here on the term stands for the stored state, or every later row would repeat the whole combination
+        x.parts = {("x", k): 1.0}
+        return k
 
     def _append(self, x: Term) -> int:
         terms = tuple((key, _simple(c)) for key, c in x.parts.items())
