@@ -11,3 +11,29 @@ An objective (`fokker.train.objective.Objective`) states what is random and what
 `main` is the command: a YAML file in, `model.safetensors` and a folder of evidence out.
 """
 
+from fokker.train.config import Recipe, load_recipe
+from fokker.train.ema import EMA, Average
+from fokker.train.objective import Denoising, Key, Objective, weight
+from fokker.train.rate import Rate
+from fokker.train.recipe import main, train
+from fokker.train.state import Checkpoints, State
+from fokker.train.trainer import Every, Optimiser, Trainer
+
+__all__ = [
+    "EMA",
+    "Average",
+    "Checkpoints",
+    "Denoising",
+    "Every",
+    "Key",
+    "Objective",
+    "Optimiser",
+    "Rate",
+    "Recipe",
+    "State",
+    "Trainer",
+    "load_recipe",
+    "main",
+    "train",
+    "weight",
+]

@@ -81,31 +81,10 @@ class State:
         own = self.tensors()
         if header.get("format") != FORMAT:
             raise FokkerError(f"{origin} is a {header.get('format', 'file of another kind')!r}, not a {FORMAT!r}")
-        check_fields(own, tensors, origin)
+        store.check_fields(own, tensors, origin)
         for name, value in own.items():
             value.copy_(tensors[name])
         self.samples = int(header["samples"])
-
-
-def check_fields(own: Mapping[str, Tensor], given: Mapping[str, Tensor], origin: str | Path) -> None:
-    """Raise FokkerError unless `given` has the names and shapes of `own`: n of n."""
-    missing, extra = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
-    shared = own.keys() & given.keys()
-    if missing or extra:
-        raise FokkerError(
-            f"{origin} matches {len(shared)} of {len(own)} fields (missing: {_some(missing)}; extra: {_some(extra)}); "
-            "load it with the configuration that it was made with"
-        )
-    for name, value in own.items():
-        if value.shape != given[name].shape:
-            raise FokkerError(
-                f"{origin}: {name} has shape {tuple(given[name].shape)}, here it is {tuple(value.shape)}; "
-                "load it with the configuration that it was made with"
-            )
-
-
-def _some(names: list[str]) -> str:
-    return "none" if not names else ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 class Checkpoints:

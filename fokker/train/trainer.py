@@ -208,12 +208,13 @@ class Trainer:
     def _after(self, before: int, target: int, report: Report) -> None:
         """Everything that happens at some multiples of the counter."""
         state, now = self.state, self.state.samples
-        done = now >= target
+        # a slice that ends early saves and does nothing else, so that slices add up to the whole
+        done = now >= self.samples
 
         def due(interval: int) -> bool:
             return now // interval > before // interval
 
-        log, save = due(self.log_every) or done, due(self.every) or done
+        log, save = due(self.log_every) or done, due(self.every) or now >= target
         if log or save or self.accelerator.device.type == "cpu" or report.looks:
             values = state.meter.read()
             if values["longest"] >= self.patience:
