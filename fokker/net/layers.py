@@ -1,4 +1,4 @@
-"""The layers that the networks share: convolutions by dimension, the noise and position encodings, attention, the residual block.
+"""What the networks share: convolutions by dimension, encodings of noise and position, attention, the residual block.
 
 Initial weights come from torch's own initialisers inside `seeded`, which leaves the caller's generator where it was.
 """
@@ -6,7 +6,7 @@ Initial weights come from torch's own initialisers inside `seeded`, which leaves
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 Layer = TypeVar("Layer", bound=nn.Module)
 _CONV: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
 @contextmanager
@@ -34,7 +33,7 @@ def zeroed(layer: Layer) -> Layer:
 
 def conv(dim: int, c_in: int, c_out: int, kernel: int = 3, periodic: bool = False) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
     """A same-size convolution of 1, 2 or 3 dimensions; zero padding, or circular where the space is periodic."""
-    mode = "circular" if periodic and kernel > 1 else "zeros"
+    mode: Literal["circular", "zeros"] = "circular" if periodic and kernel > 1 else "zeros"
     return _CONV[dim](c_in, c_out, kernel, padding=kernel // 2, padding_mode=mode)
 
 
@@ -45,7 +44,10 @@ def memory_format(dim: int) -> torch.memory_format:
 
 def shrink(h: Tensor) -> Tensor:
     """Half the size on every axis, by the mean of 2^dim neighbours."""
-    return _POOL[h.ndim - 2](h, 2)
+    if h.ndim < 5:
+        return F.avg_pool1d(h, 2) if h.ndim == 3 else F.avg_pool2d(h, 2)
+    # avg_pool3d does not exist for bfloat16 on a CPU
+    return h.reshape(*h.shape[:2], *(n for size in h.shape[2:] for n in (size // 2, 2))).mean((3, 5, 7))
 
 
 def grow(h: Tensor, size: Sequence[int]) -> Tensor:
@@ -125,10 +127,7 @@ class Embedding(nn.Module):
         e: Tensor = self.mix(F.silu(self.rise(noise_features(c_noise, self.features).to(self.rise.weight.dtype))))
         if self.label is not None:
             none = self.label.num_embeddings - 1
-            if label is None:
-                row = self.label.weight[none]
-            else:
-                row = self.label(torch.where(label < 0, none, label))
+            row = self.label.weight[none] if label is None else self.label(torch.where(label < 0, none, label))
             e = e + (row[:, None] if row.ndim == 2 and e.ndim == 3 else row)
         return F.silu(e)
 
@@ -154,7 +153,8 @@ class Attention(nn.Module):
         q = self.q(h).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.kv(source).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed: Tensor = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        out: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        return out
 
 
 class Norm(nn.GroupNorm):
@@ -200,7 +200,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, e: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         scale, shift = self.modulation(e).view(*e.shape[:-1], -1, *[1] * (x.ndim - 2)).chunk(2, 1)
-        h = self.norm2(self.conv1(F.silu(self.norm1(x))))
+        h: Tensor = self.norm2(self.conv1(F.silu(self.norm1(x))))
         h = F.silu(torch.addcmul(shift, h, 1 + scale))
         h = self.conv2(F.dropout(h, self.dropout, self.training) if self.dropout else h)
         h = h + (x if self.shortcut is None else self.shortcut(x))
@@ -218,4 +218,4 @@ def roll(h: Tensor) -> Tensor:
 
 def unroll(tokens: Tensor, like: Tensor) -> Tensor:
     """Tokens back to the shape of `like`."""
-    return tokens.transpose(1, 2).unflatten(2, like.shape[2:])
+    return tokens.transpose(1, 2).reshape(like.shape)

@@ -54,7 +54,8 @@ class Network(nn.Module):
         for name, least in counts.items():
             if config[name] < least:
                 raise FokkerError(f"{name}={config[name]} is not accepted; use {least} or more")
-        self.null_token = nn.Parameter(torch.randn(self.token_dim) * 0.3) if self.token_dim else None
+        null = torch.empty(self.token_dim or 0)
+        self.null_token = nn.Parameter(nn.init.normal_(null, std=0.3)) if self.token_dim else None
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -163,4 +164,6 @@ class Network(nn.Module):
         if label is not None and label.device.type == "cpu" and not torch.compiler.is_compiling():
             most = int(label.max()) if label.numel() else -1
             if most >= self.classes:
-                raise FokkerError(f"label {most} is out of range; this network knows 0 to {self.classes - 1}, -1 for none")
+                raise FokkerError(
+                    f"label {most} is out of range; this network knows 0 to {self.classes - 1}, -1 for none"
+                )

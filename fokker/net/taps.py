@@ -45,7 +45,9 @@ class Seen(dict[str, Any]):
         return value
 
     def __missing__(self, name: str) -> Any:
-        raise FokkerError(f"nothing was read from {name!r}; tap it by that name and call the network inside the with block")
+        raise FokkerError(
+            f"nothing was read from {name!r}; tap it by that name and call the network inside the with block"
+        )
 
 
 class Features(Seen):
@@ -104,7 +106,9 @@ def taps(
         yield seen
 
 
-def _matched(names: Iterable[str] | Mapping[str, Any] | None, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, Any]]:
+def _matched(
+    names: Iterable[str] | Mapping[str, Any] | None, modules: Mapping[str, nn.Module]
+) -> Iterator[tuple[str, Any]]:
     """The modules that names and patterns stand for, each with the value that belongs to it."""
     if isinstance(names, str):
         names = [names]
@@ -158,7 +162,9 @@ class Opening:
         if self.products == 0:
             raise FokkerError(f"{self.name!r} computed no scaled_dot_product_attention; tap a module that does")
         if self.keep is not None and self.products > 1:
-            raise FokkerError(f"{self.name!r} computed {self.products} attention maps; tap the attention modules inside it")
+            raise FokkerError(
+                f"{self.name!r} computed {self.products} attention maps; tap the attention modules inside it"
+            )
         return out
 
 

@@ -63,7 +63,9 @@ class UNet(Network):
                     f"attention has {len(attention)} flags for {len(mults)} levels in mults; give one a level, or none"
                 )
             if tokens and not (mid_attention or any(attention)):
-                raise FokkerError("tokens are read where there is attention, and no level has it; set mid_attention or attention")
+                raise FokkerError(
+                    "tokens are read where there is attention, and it is nowhere; set attention or mid_attention"
+                )
             widths = [width * m for m in mults]
             for c, flag in zip([*widths, widths[-1]], [*attention, mid_attention]):
                 if flag and c % heads:
@@ -80,7 +82,9 @@ class UNet(Network):
 
         def stage(c_in: int, c_out: int, heads: int, count: int = blocks) -> Stage:
             return Stage(
-                Block(dim, c_out if j else c_in, c_out, embedding, heads, self.token_dim, self.config["dropout"], periodic)
+                Block(
+                    dim, c_out if j else c_in, c_out, embedding, heads, self.token_dim, self.config["dropout"], periodic
+                )
                 for j in range(count)
             )
 

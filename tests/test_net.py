@@ -1,0 +1,475 @@
+"""Networks: the contract of each kind on every dimension, and taps on ours and on other people's modules."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fokker.errors import FokkerError
+from fokker.net import PRESETS, Network, build, taps
+from fokker.net.dit import patches, whole
+from fokker.net.layers import noise_features, position_features
+
+SIZES = {1: (13,), 2: (9, 14), 3: (5, 6, 3)}
+SMALL = {"unet": {"width": 8, "mults": [1, 2], "heads": 2}, "dit": {"width": 24, "depth": 2, "heads": 2}}
+CASES = [(kind, dim) for kind in SMALL for dim in SIZES]
+
+
+def draw(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def alive(net: Network, scale: float = 0.2) -> Network:
+    """The network away from its zero start: every parameter moved."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(scale * torch.randn(p.shape, generator=generator))
+    return net.eval()
+
+
+def make(kind: str, dim: int = 2, **changes: Any) -> Network:
+    return build({"kind": kind, "dim": dim, "channels": 2, **SMALL[kind], **changes})
+
+
+def full(kind: str, dim: int) -> Network:
+    return make(kind, dim, out_channels=3, classes=4, tokens=5, image_channels=1)
+
+
+def call(dim: int, batch: int = 5) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """An input with every condition; each class once, and one sample without a class, one without tokens."""
+    tokens = draw(batch, 3, 5, seed=3)
+    tokens[1] = 0
+    cond = {
+        "label": torch.arange(batch) - 1,
+        "tokens": tokens,
+        "token_mask": draw(batch, 3, seed=4) > -1,
+        "image": draw(batch, 1, *SIZES[dim], seed=5),
+    }
+    return draw(batch, 2, *SIZES[dim]), torch.linspace(-2, 1, batch), cond
+
+
+@pytest.mark.parametrize(("kind", "dim"), CASES)
+class TestEveryNetwork:
+    def test_starts_at_zero_and_keeps_any_size(self, kind: str, dim: int) -> None:
+        x, c, cond = call(dim)
+        out = full(kind, dim)(x, c, **cond)
+        assert out.shape == (5, 3, *SIZES[dim])
+        assert torch.equal(out, torch.zeros_like(out))
+
+    def test_a_sample_does_not_know_its_batch(self, kind: str, dim: int) -> None:
+        net = alive(full(kind, dim))
+        x, c, cond = call(dim)
+        together = net(x, c, **cond)
+        alone = torch.cat(
+            [net(x[i : i + 1], c[i : i + 1], **{k: v[i : i + 1] for k, v in cond.items()}) for i in range(5)]
+        )
+        assert together.abs().max() > 0.1
+        assert (together - alone).abs().max() <= 1e-5 * together.abs().max()
+
+    def test_gradients_reach_every_parameter(self, kind: str, dim: int) -> None:
+        net = alive(full(kind, dim))
+        x, c, cond = call(dim)
+        x.requires_grad_()
+        net(x, c, **cond).square().sum().backward()
+        dead = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+        assert not dead
+        assert x.grad is not None and bool((x.grad.abs().flatten(2) > 0).all())
+
+    def test_every_input_is_heard(self, kind: str, dim: int) -> None:
+        net = alive(full(kind, dim))
+        x, c, cond = call(dim)
+        plain = net(x, c, **cond)
+        assert (net(x, c + 0.1, **cond) - plain).flatten(1).abs().amax(1).min() > 1e-4
+        other = {"label": (cond["label"] + 1) % 4, "tokens": cond["tokens"] + 1, "image": cond["image"] + 1}
+        for name, value in other.items():
+            assert (net(x, c, **{**cond, name: value}) - plain).flatten(1).abs().amax(1).min() > 1e-4, name
+
+    def test_null_conditions_are_no_conditions(self, kind: str, dim: int) -> None:
+        net = alive(full(kind, dim))
+        x, c, cond = call(dim)
+        free = net(x, c)
+        for null in (net.null(5), net.null_conditions(**cond), {"token_mask": torch.zeros(5, 2, dtype=torch.bool)}):
+            if "token_mask" in null and "tokens" not in null:
+                null["tokens"] = draw(5, 2, 5)
+            assert set(null) <= set(net.conditions)
+            assert (net(x, c, **null) - free).abs().max() <= 1e-5 * free.abs().max()
+        mixed = net(x, c, label=cond["label"])
+        assert torch.allclose(mixed[0], free[0], atol=1e-5) and not torch.allclose(mixed[1], free[1], atol=1e-3)
+
+    def test_masked_tokens_do_not_exist(self, kind: str, dim: int) -> None:
+        net = alive(full(kind, dim))
+        x, c, cond = call(dim)
+        short = net(x, c, tokens=cond["tokens"])
+        longer = torch.cat((cond["tokens"], draw(5, 4, 5, seed=9)), 1)
+        mask = torch.arange(7).expand(5, 7) < 3
+        assert (net(x, c, tokens=longer, token_mask=mask) - short).abs().max() <= 1e-5 * short.abs().max()
+
+    def test_config_rebuilds_it(self, kind: str, dim: int) -> None:
+        net = full(kind, dim)
+        again = build(json.loads(json.dumps(net.config)))
+        assert again.config == net.config
+        state = net.state_dict()
+        assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in state.items()}
+        assert all(torch.equal(v, state[k]) for k, v in again.state_dict().items())
+        assert any(not torch.equal(v, state[k]) for k, v in build(net.config, seed=1).state_dict().items())
+
+    def test_building_leaves_the_global_generator_alone(self, kind: str, dim: int) -> None:
+        before = torch.get_rng_state()
+        full(kind, dim)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_stages_make_up_the_call(self, kind: str, dim: int) -> None:
+        net = alive(full(kind, dim))
+        x, c, cond = call(dim)
+        state = net.start(x, c, **cond)
+        for name in net.stages:
+            net.get_submodule(name)
+            net.advance(name, state)
+        assert torch.equal(net.finish(state), net(x, c, **cond))
+
+    def test_double_and_half_precision(self, kind: str, dim: int) -> None:
+        net = alive(full(kind, dim))
+        x, c, cond = call(dim)
+        single = net(x, c, **cond)
+        double = net.double()(x.double(), c.double(), **cond)
+        assert double.dtype == torch.float64 and (double - single).abs().max() <= 1e-4 * single.abs().max()
+        half = net.bfloat16()(x.bfloat16(), c, **cond)
+        # bfloat16 keeps 8 bits: an error of 2^-8 a layer, over some 30 layers, adds up as its root
+        assert half.dtype == torch.bfloat16 and (half - single).std() <= 30**0.5 * 2**-8 * single.std() * 3
+
+
+def test_the_label_embedding_is_per_sample_and_in_range() -> None:
+    net = alive(make("unet", classes=4))
+    x, c = draw(2, 2, 8, 8), torch.zeros(2)
+    with pytest.raises(FokkerError, match="label 4 is out of range; this network knows 0 to 3"):
+        net(x, c, label=torch.tensor([0, 4]))
+    assert torch.equal(net(x, c, label=torch.tensor([-1, -5])), net(x, c))
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_one_number_is_a_level_for_all(kind: str) -> None:
+    net = alive(make(kind))
+    x = draw(3, 2, 8, 8)
+    assert torch.equal(net(x, torch.tensor(0.3)), net(x, torch.full((3,), 0.3)))
+
+
+def test_the_anchor_is_an_image() -> None:
+    net = alive(make("unet", image_channels=2))
+    x, y, c = draw(2, 2, 8, 8), draw(2, 2, 8, 8, seed=2), torch.zeros(2)
+    assert torch.equal(net(x, c, y=y), net(x, c, image=y))
+    assert torch.equal(net.null_conditions(y=y)["y"], y)
+
+
+def test_a_transformer_takes_one_level_a_token() -> None:
+    net = alive(make("dit"))
+    x = draw(2, 2, 7, 10)
+    assert net.grid((7, 10)) == (4, 5)
+    same = net(x, torch.full((2, 20), 0.3))
+    assert (same - net(x, torch.full((2,), 0.3))).abs().max() <= 1e-5 * same.abs().max()
+    levels = torch.full((2, 4, 5), 0.3)
+    levels[1, 3, 4] = -1.0
+    changed = net(x, levels)
+    assert torch.allclose(changed[0], same[0], atol=1e-5) and not torch.allclose(changed[1], same[1], atol=1e-3)
+    with pytest.raises(FokkerError, match=r"c_noise has shape \(2, 7\); give \(2,\), or one level a token: \(2, 20\)"):
+        net(x, torch.zeros(2, 7))
+
+
+@pytest.mark.parametrize("dim", SIZES)
+def test_patches_and_whole_are_inverse(dim: int) -> None:
+    grid = (2, 3, 4)[:dim]
+    x = draw(2, 3, *(3 * g for g in grid))
+    rows = patches(x, grid)
+    assert torch.equal(whole(rows, grid, 3), x)
+    corner = x[(slice(None), slice(None), *[slice(0, 3)] * dim)]
+    assert torch.equal(rows[:, 0], corner.flatten(1))
+
+
+@pytest.mark.parametrize("dim", SIZES)
+def test_positions_are_told_apart_and_do_not_depend_on_the_size(dim: int) -> None:
+    small, large = (3, 4, 2)[:dim], (5, 6, 4)[:dim]
+    few, many = position_features(small, 24, torch.device("cpu")), position_features(large, 24, torch.device("cpu"))
+    inside = many.view(*large, 24)[tuple(slice(0, n) for n in small)]
+    assert torch.allclose(inside.reshape(-1, 24), few)
+    assert torch.cdist(few, few).fill_diagonal_(1).min() > 0.1
+
+
+def test_noise_levels_are_told_apart() -> None:
+    c = torch.linspace(-5, 5, 401)  # ln(sigma / alpha) in steps of 0.1
+    features = noise_features(c, 64)
+    assert features.shape == (401, 64)
+    assert torch.cdist(features, features).fill_diagonal_(9).min() > 0.5
+
+
+def test_a_periodic_network_has_no_border() -> None:
+    net = alive(make("unet", dim=1, periodic=True))
+    x, c = draw(1, 2, 16), torch.zeros(1)
+    shifted = net(x.roll(net.multiple, -1), c)
+    assert torch.allclose(shifted, net(x, c).roll(net.multiple, -1), atol=1e-5)
+    edged = alive(make("unet", dim=1))
+    assert not torch.allclose(edged(x.roll(2, -1), c), edged(x, c).roll(2, -1), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_build(name: str) -> None:
+    net = build(name)
+    assert build(net.config).config == net.config
+
+
+@pytest.mark.parametrize(
+    ("act", "sentence"),
+    [
+        (lambda: build("digit"), "unknown network preset 'digit'; did you mean 'digits'"),
+        (lambda: build({"kind": "unit"}), "unknown network kind 'unit'; did you mean 'unet'"),
+        (lambda: build({"kind": "unet", "widths": 3}), "unknown option of network unet 'widths'; did you mean 'width'"),
+        (lambda: build({"kind": "os:system"}), "imported only with trust=True"),
+        (lambda: build({"kind": "os:system"}, trust=True), "make it a subclass of fokker.net.Network"),
+        (lambda: make("unet", dim=4), "dim=4 is not accepted"),
+        (lambda: make("unet", heads=3), "heads=3 does not divide the 16 channels"),
+        (lambda: make("unet", width=0), "width=0 is not accepted; use 1 or more"),
+        (lambda: make("unet", attention=[True]), "attention has 1 flags for 2 levels"),
+        (lambda: make("unet", tokens=3, mid_attention=False), "tokens are read where there is attention"),
+        (lambda: make("dit", heads=5), "heads divide width"),
+        (lambda: make("unet")(draw(2, 2, 8), torch.zeros(2)), "this network takes \\(batch, 2, height, width\\)"),
+        (lambda: make("unet")(draw(2, 3, 8, 8), torch.zeros(2)), "x has shape \\(2, 3, 8, 8\\)"),
+        (lambda: make("unet")(draw(2, 2, 8, 8), torch.zeros(3)), "c_noise has shape \\(3,\\) for 2 samples"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(act: Callable[[], object], sentence: str) -> None:
+    with pytest.raises(FokkerError, match=sentence):
+        act()
+
+
+@pytest.mark.parametrize(
+    ("cond", "sentence"),
+    [
+        ({"labels": torch.zeros(2)}, "unknown condition 'labels'; did you mean 'label'"),
+        ({"label": torch.zeros(3, dtype=torch.int64)}, "label has shape \\(3,\\); this call takes \\(2,\\)"),
+        ({"label": torch.zeros(2)}, "label has dtype torch.float32; give int64 classes"),
+        ({"tokens": draw(2, 3, 4)}, "tokens has shape \\(2, 3, 4\\); this call takes \\(2, 3, 5\\)"),
+        ({"tokens": draw(2, 5)}, "tokens has shape \\(2, 5\\)"),
+        ({"token_mask": torch.ones(2, 3, dtype=torch.bool)}, "token_mask is given without tokens"),
+        ({"tokens": draw(2, 3, 5), "token_mask": torch.ones(2, 3)}, "token_mask has dtype torch.float32"),
+        ({"image": draw(2, 1, 8, 9)}, "image has shape \\(2, 1, 8, 9\\); this call takes \\(2, 1, 8, 8\\)"),
+        ({"image": draw(2, 1, 8, 8), "y": draw(2, 1, 8, 8)}, "two names of one condition"),
+    ],
+)
+def test_wrong_conditions_are_told_in_a_sentence(cond: dict[str, Tensor], sentence: str) -> None:
+    with pytest.raises(FokkerError, match=sentence):
+        full("unet", 2)(draw(2, 2, 8, 8), torch.zeros(2), **cond)
+    bare = make("unet")
+    with pytest.raises(FokkerError, match="unknown condition"):
+        bare(draw(2, 2, 8, 8), torch.zeros(2), **cond)
+
+
+# ---- taps
+
+
+def features(net: nn.Module, name: str, *args: Tensor) -> Tensor:
+    with taps(net, [name]) as seen:
+        net(*args)
+    out: Tensor = seen[name]
+    return out
+
+
+def test_taps_read_and_leave_nothing() -> None:
+    net = alive(make("unet"))
+    x, c = draw(2, 2, 8, 8), torch.zeros(2)
+    before = {name: dict(module.__dict__) for name, module in net.named_modules()}
+    plain = net(x, c)
+    with pytest.raises(RuntimeError, match="stop"), taps(net, ["mid", "up.?"], edit={"down.1": torch.tanh}) as seen:
+        assert not torch.allclose(net(x, c), plain)
+        raise RuntimeError("stop")
+    assert set(seen) == {"mid", "up.0", "up.1"}
+    assert seen["mid"].shape == (2, 16, 4, 4) and seen["up.0"].shape == (2, 8, 8, 8)
+    assert {name: dict(module.__dict__) for name, module in net.named_modules()} == before
+    assert torch.equal(net(x, c), plain)
+
+
+def test_an_edit_acts_as_if_the_module_had_computed_it() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    x, shift = draw(5, 3), draw(4)
+    with taps(net, ["1"], edit={"1": lambda h: h + shift}) as seen:
+        out = net(x)
+    assert torch.equal(out, net[2](net[1](net[0](x)) + shift))
+    assert torch.equal(seen["1"], net[1](net[0](x)) + shift)
+    with taps(net, around={"1": lambda run, h: run(2 * h) - h}):
+        assert torch.equal(net(x), net[2](torch.tanh(2 * net[0](x)) - net[0](x)))
+
+
+def test_what_is_replaced_or_skipped_is_not_run() -> None:
+    net = alive(make("unet"))
+    x, other, c = draw(2, 2, 8, 8), draw(2, 2, 8, 8, seed=2), torch.zeros(2)
+    ran: list[str] = []
+    for name in ("down.0", "down.1", "mid", "up.1", "up.0"):
+        net.get_submodule(name).register_forward_pre_hook(lambda *_, name=name: ran.append(name))
+    deep = ["down.1", "mid", "up.1"]
+    with taps(net, deep) as seen:
+        plain = net(x, c)
+    ran.clear()
+    with taps(net, replace={name: seen[name] for name in deep}):
+        assert torch.equal(net(x, c), plain)  # the deep part stored from the same call: nothing changes
+        stale = net(other, c)
+    # a hook of torch's runs around forward, so it is the modules inside that tell
+    inner: list[str] = []
+    handles = [m.register_forward_pre_hook(lambda *_, n=n: inner.append(n)) for n, m in net.named_modules() if "." in n]
+    with taps(net, replace={name: seen[name] for name in deep}):
+        net(x, c)
+    assert not [name for name in inner if name.startswith(("down.1.", "mid.", "up.1."))] and "up.0.0" in inner
+    for handle in handles:
+        handle.remove()
+    assert not torch.allclose(stale, net(other, c), atol=1e-3)
+    assert torch.equal(features(net, "up.1", x, c), seen["up.1"])
+
+
+def test_a_skipped_block_hands_its_input_on() -> None:
+    net = alive(make("dit"))
+    x, c = draw(2, 2, 8, 8), torch.zeros(2)
+    state = net.start(x, c)
+    net.advance("blocks.1", state)
+    with taps(net, skip=["blocks.0"]):
+        assert torch.equal(net(x, c), net.finish(state))
+
+
+def test_gradients_pass_through_taps() -> None:
+    net = alive(make("unet"))
+    x, c = draw(1, 2, 8, 8), torch.zeros(1)
+    h = features(net, "mid", x, c).detach().requires_grad_()
+    with taps(net, replace={"mid": h}):
+        (gradient,) = torch.autograd.grad(net(x, c).sum(), h)
+    direction = draw(*h.shape, seed=3)
+    with taps(net, edit={"mid": lambda h: h + 1e-3 * direction}):
+        up = net(x, c).sum()
+    with taps(net, edit={"mid": lambda h: h - 1e-3 * direction}):
+        down = net(x, c).sum()
+    # a central difference in float32: rounding of the two sums over the step, and a third-order term
+    assert abs((up - down) / 2e-3 - (gradient * direction).sum()) <= 1e-2 * (gradient * direction).sum().abs() + 1e-2
+
+
+def test_attention_maps_are_those_that_act() -> None:
+    net = alive(full("unet", 2))
+    x, c, cond = call(2)
+    plain = net(x, c, **cond)
+    with taps(net, maps=["*.attention", "*.cross"]) as seen:
+        assert (net(x, c, **cond) - plain).abs().max() <= 1e-5 * plain.abs().max()
+    assert set(seen.maps) == {"mid.0.attention", "mid.0.cross"}
+    maps, cross = seen.maps["mid.0.attention"], seen.maps["mid.0.cross"]
+    assert maps.shape == (5, 2, 35, 35) and cross.shape == (5, 2, 35, 4)  # the learned token, then the three given
+    assert torch.allclose(maps.sum(-1), torch.ones(5, 2, 35)) and maps.requires_grad
+    assert torch.equal(cross[1, ..., 1:], torch.zeros(2, 35, 3))
+
+
+def test_attention_can_be_edited_and_nested() -> None:
+    layer = alive(make("dit", tokens=5)).blocks[0]  # type: ignore[index]
+    attention = layer.attention
+    h = draw(2, 6, 24)
+    v = attention.kv(h)[..., 24:]
+    with taps(attention, edit_maps={"": lambda m: torch.full_like(m, 1 / 6)}):
+        uniform = attention(h)
+    assert torch.allclose(uniform, attention.out(v.mean(1, keepdim=True).expand(2, 6, 24)), atol=1e-5)
+    with taps(attention, edit_heads={"": lambda q, k, v: (q, k, 0 * v)}):
+        assert torch.allclose(attention(h), attention.out.bias.expand(2, 6, 24), atol=1e-6)
+    with (
+        taps(attention, maps=[""]) as inside,
+        taps(attention, maps=[""], edit_maps={"": lambda m: m.flip(-1)}) as outside,
+    ):
+        attention(h)
+    assert torch.equal(outside.maps[""], inside.maps[""].flip(-1))
+    assert not torch.allclose(outside.maps[""], inside.maps[""])
+
+
+class Foreign(nn.Module):
+    """Attention as other libraries write it, with every option of torch's product."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = options
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, **self.options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"is_causal": True},
+        {"scale": 0.7},
+        {"attn_mask": draw(5, 5, seed=8)},
+        {"attn_mask": draw(5, 5, seed=8) > -0.5},
+        {"enable_gqa": True},
+    ],
+)
+def test_the_opened_product_is_torchs(options: dict[str, Any]) -> None:
+    module = Foreign(**options)
+    q = draw(2, 4, 5, 3)
+    k, v = (
+        draw(2, 2 if "enable_gqa" in options else 4, 5, 3, seed=2),
+        draw(2, 2 if "enable_gqa" in options else 4, 5, 3, seed=3),
+    )
+    with taps(module, maps=[""]) as seen:
+        opened = module(q, k, v)
+    assert torch.allclose(opened, module(q, k, v), atol=1e-6)
+    assert seen.maps[""].shape == (2, 4, 5, 5)
+
+
+def test_taps_speak_at_the_first_wrong_thing() -> None:
+    net = make("unet")
+    x, c = draw(1, 2, 8, 8), torch.zeros(1)
+    with pytest.raises(FokkerError, match="unknown module 'middle'"), taps(net, ["middle"]):
+        pass
+    with pytest.raises(FokkerError, match=r"did you mean 'mid.0.attention'"), taps(net, ["mid.0.atention"]):
+        pass
+    with taps(net, ["mid"]) as seen, pytest.raises(FokkerError, match=r"nothing was read from 'up.0'"):
+        net(x, c)
+        seen["up.0"]
+    with taps(net, maps=["up.0"]), pytest.raises(FokkerError, match=r"'up.0' computed no scaled_dot_product_attention"):
+        net(x, c)
+    dit = make("dit")
+    with (
+        taps(dit, maps=[""]),
+        pytest.raises(FokkerError, match="'' computed 2 attention maps; tap the attention modules"),
+    ):
+        dit(x, c)
+    with pytest.raises(FokkerError, match="a compiled network does not see taps"), taps(torch.compile(net), ["mid"]):  # type: ignore[arg-type]
+        pass
+
+
+def test_taps_reach_into_other_libraries() -> None:
+    from diffusers import UNet2DConditionModel
+
+    net = UNet2DConditionModel(
+        block_out_channels=(16, 32),
+        norm_num_groups=8,
+        layers_per_block=1,
+        cross_attention_dim=6,
+        attention_head_dim=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    ).eval()
+    x, tokens, deep = draw(2, 4, 8, 8), draw(2, 5, 6), ["down_blocks.1", "mid_block", "up_blocks.0"]
+    with torch.no_grad():
+        plain = net(x, 3, tokens).sample
+        with taps(net, deep, maps=["mid_block.*.attn2"]) as seen:
+            opened = net(x, 3, tokens).sample
+        assert (opened - plain).abs().max() <= 1e-5 * plain.abs().max()
+        (weights,) = seen.maps.values()
+        assert weights.shape == (2, 4, 16, 5)
+        with taps(net, replace={name: seen[name] for name in deep}):
+            assert torch.equal(net(x, 3, tokens).sample, opened)
+        with taps(net, edit={"mid_block": torch.zeros_like}):
+            assert not torch.allclose(net(x, 3, tokens).sample, plain, atol=1e-3)
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", SMALL)
+def test_compiles_whole(kind: str, backend: str) -> None:
+    net = alive(full(kind, 2))
+    x, c, cond = call(2)
+    with torch.no_grad():
+        out = torch.compile(net, fullgraph=True, backend=backend)(x, c, **cond)
+        assert (out - net(x, c, **cond)).abs().max() <= 1e-4 * out.abs().max()
