@@ -111,8 +111,8 @@ def _rows(n: int, name: str, c: Condition, value: object) -> Tensor:
             tensor = Words(c.names, c.shape[0]).encode(texts)
         else:
             tensor = torch.as_tensor(_numbers(name, c, value), dtype=torch.int64)
-        if tensor.numel() and int(tensor.max()) >= len(c.names):
-            raise FokkerError(f"{name}={int(tensor.max())} is out of range; use 0 to {len(c.names) - 1}, -1 for none")
+        if tensor.numel() and not -1 <= int(tensor.min()) <= int(tensor.max()) < len(c.names):
+            raise FokkerError(f"{name}={tensor.tolist()} is out of range; use 0 to {len(c.names) - 1}, -1 for none")
     else:
         tensor = torch.as_tensor(value, dtype=torch.float32)  # type: ignore[arg-type]
     if tuple(tensor.shape) == c.shape or (tuple(tensor.shape[1:]) == c.shape and len(tensor) == 1):

@@ -19,6 +19,7 @@ from fokker.conditioner import Conditioned, Conditioner, read
 from fokker.data.source import Condition
 from fokker.denoiser import NetworkDenoiser
 from fokker.errors import FokkerError, unknown
+from fokker.options import check_types
 from fokker.process import Process
 
 FORMAT = "fokker model 1"
@@ -224,6 +225,7 @@ def build_process(config: Mapping[str, Any]) -> Process:
     for key in options:
         if key not in accepted:
             raise unknown(f"option of {kind.__name__}", key, accepted)
+    check_types(kind, kind.__name__, options)
     return kind(**options)
 
 

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from fokker.errors import FokkerError, unknown
+from fokker.options import check_types
 
 
 def load_object(entry: str) -> Any:
@@ -87,4 +88,5 @@ def build(target: Any, name: str, arguments: Sequence[Any], options: Mapping[str
         signature.bind(*arguments, **options)
     except TypeError as problem:
         raise FokkerError(f"{name}: {problem}; its arguments are {signature}") from problem
+    check_types(target, name, options, arguments)
     return target(*arguments, **options)

@@ -1,11 +1,9 @@
 """From the words of a command line to objects: processes, solvers, grids, plans."""
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import NoneType
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from fokker.cli import spec
 from fokker.errors import FokkerError
@@ -25,13 +23,10 @@ def resolve(kind: str, text: str, *arguments: Any) -> Any:
 
 
 def build(kind: str, named: spec.Spec, *arguments: Any, **options: Any) -> Any:
-    """The instance of a method named on the command line; its options are checked for their types as well."""
+    """The instance of a method named on the command line."""
     from fokker import catalogue
 
-    target, _ = catalogue.find(kind, named.name)
     given = {**named.options, **options}
-    if callable(target):
-        _check_types(target, named, given)
     with own_code(named.name):
         return catalogue.resolve(kind, named.name, *arguments, *named.values, **given)
 
@@ -47,27 +42,6 @@ def own_code(name: str) -> Iterator[None]:
         if ":" not in name:
             raise
         raise FokkerError(f"{name} raised {type(problem).__name__}: {problem}; see where with --debug") from problem
-
-
-def _check_types(target: Callable[..., Any], named: spec.Spec, options: Mapping[str, Any]) -> None:
-    """FokkerError for a word where a number belongs, as far as the signature says what belongs there."""
-    for name, parameter in inspect.signature(target).parameters.items():
-        kinds = set(get_args(parameter.annotation)) or {parameter.annotation}
-        if name not in options or not kinds <= _PLAIN.keys():
-            continue
-        value = options[name]
-        if not any(_fits(value, kind) for kind in kinds):
-            words = " or ".join(sorted(_PLAIN[kind] for kind in kinds))
-            raise FokkerError(f"{named.name}: {name}={value!r} is not accepted; give {words}")
-
-
-_PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", NoneType: "null"}
-
-
-def _fits(value: object, kind: type) -> bool:
-    if isinstance(value, bool) or kind is bool:
-        return isinstance(value, bool) and kind is bool
-    return isinstance(value, int | float) if kind is float else isinstance(value, kind)
 
 
 def process(text: str) -> "Process":

@@ -29,7 +29,9 @@ def check(
     from fokker import data
 
     if not path.exists():
-        raise FokkerError(f"there is no file or folder {str(path)!r}; give a folder of images, a tar or a file of arrays")
+        raise FokkerError(
+            f"there is no file or folder {str(path)!r}; give a folder of images, a tar or a file of arrays"
+        )
     report = data.check(path, None if size is None else spec.size(size), background)
     typer.echo(report.json() if json else report.table())
     raise typer.Exit(0 if report.ok else 1)

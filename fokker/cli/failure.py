@@ -43,6 +43,8 @@ def as_failure(problem: BaseException) -> Failure:
         return Failure(f"{str(problem.filename)!r}: {one_line(problem.strerror or problem)}", BAD_INPUT)
     if isinstance(problem, ModuleNotFoundError) and (extra := _EXTRA.get((problem.name or "").partition(".")[0])):
         return Failure(f"this needs {problem.name}; install it with: pip install 'fokker[{extra}]'", BAD_INPUT)
+    if isinstance(problem, RecursionError):
+        return Failure("the input is nested too deeply to be read", BAD_INPUT)
     if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
         return Failure("out of memory; ask for fewer samples at a time (-n) or a smaller --batch", FAULT)
     text = f"{type(problem).__name__}: {one_line(problem)}"

@@ -4,47 +4,38 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fokker.cli import provenance
-from fokker.errors import FokkerError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SMALLEST = 48  # pixels a side under which a picture is enlarged by a whole factor, for people to see it
 
 
-def tile(x: Tensor, columns: int | None = None) -> NDArray[np.uint8]:
-    """Pictures (n, channels, height, width) in [-1, 1] as one picture (rows, columns, 1 or 3) of bytes.
-
-    Raises FokkerError unless there are 1, 3 or 4 channels (of 4, the first three are shown).
-    """
-    if x.ndim != 4 or x.shape[1] not in (1, 3, 4):
-        raise FokkerError(
-            f"samples of shape {tuple(x.shape[1:])} are no pictures; write them as numbers with --out FILE.safetensors"
-        )
-    n, _, height, width = x.shape
+def tile(pictures: NDArray[np.uint8], columns: int | None = None) -> NDArray[np.uint8]:
+    """Pictures (n, height, width) or (n, height, width, 3 or 4) as one of them, in rows with a white gap."""
+    n, height, width = pictures.shape[:3]
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
     scale = max(1, math.ceil(SMALLEST / min(height, width)))
-    byte = ((x[:, :3].float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    byte = byte.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    large = pictures.repeat(scale, 1).repeat(scale, 2)
     gap, height, width = max(1, scale // 3), height * scale, width * scale
-    page = torch.full((byte.shape[1], rows * (height + gap) + gap, columns * (width + gap) + gap), 255, dtype=torch.uint8)
-    for k, one in enumerate(byte):
+    size = (rows * (height + gap) + gap, columns * (width + gap) + gap)
+    page = np.full((*size, *pictures.shape[3:]), 255, dtype=np.uint8)
+    for k, one in enumerate(large):
         top, left = (k // columns) * (height + gap) + gap, (k % columns) * (width + gap) + gap
-        page[:, top : top + height, left : left + width] = one
-    return np.ascontiguousarray(page.permute(1, 2, 0).numpy())
+        page[top : top + height, left : left + width] = one
+    return page
 
 
-def save(path: Path, x: Tensor, record: Mapping[str, Any]) -> str:
-    """Write samples to `path` by its ending, with their record; returns the digest of what is in the file."""
-    if path.suffix.lower() == ".png":
-        return save_page(path, tile(x), record)
-    values = x.detach().cpu().contiguous()
+def save_numbers(path: Path, values: "Tensor", record: Mapping[str, Any]) -> str:
+    """Write samples as a safetensors file or an npz archive, with their record; returns the digest of the numbers."""
+    values = values.detach().cpu().contiguous()
     whole = {**record, "digest": provenance.digest(values.numpy())}
     if path.suffix.lower() == ".safetensors":
         from fokker import store
@@ -56,11 +47,11 @@ def save(path: Path, x: Tensor, record: Mapping[str, Any]) -> str:
 
 
 def save_page(path: Path, page: NDArray[np.uint8], record: Mapping[str, Any]) -> str:
-    """Write bytes (height, width, 1 or 3) as a PNG with its record; returns the digest of the pixels."""
+    """Write bytes (height, width) or (height, width, 3 or 4) as a PNG with its record; returns the digest of the pixels."""
     from PIL import Image, PngImagePlugin
 
     whole = {**record, "digest": provenance.digest(page)}
     text = PngImagePlugin.PngInfo()
     text.add_itxt(provenance.CHUNK, json.dumps(whole))
-    Image.fromarray(page.squeeze(-1) if page.shape[-1] == 1 else page).save(path, format="PNG", pnginfo=text)
+    Image.fromarray(page).save(path, format="PNG", pnginfo=text)
     return str(whole["digest"])

@@ -9,7 +9,9 @@ from fokker.cli import choose
 from fokker.errors import FokkerError
 
 Steps = Annotated[int | None, typer.Option(min=1, max=choose.MOST_STEPS, help="Number of steps.")]
-Nfe = Annotated[int | None, typer.Option(min=1, max=choose.MOST_STEPS, help="Evaluations at most, in place of --steps.")]
+Nfe = Annotated[
+    int | None, typer.Option(min=1, max=choose.MOST_STEPS, help="Evaluations at most, in place of --steps.")
+]
 GridName = Annotated[str, typer.Option(help="Where it stops: uniform, logsnr, karras, quadratic, ...")]
 End = Annotated[float | None, typer.Option(min=0, max=1, help="Time to end at; 0 adds the exact last step to x_0.")]
 

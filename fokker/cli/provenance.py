@@ -25,7 +25,13 @@ def record(command: str, options: Mapping[str, Any], **found: Any) -> dict[str, 
 
     from fokker import __version__
 
-    return {"command": command, "options": dict(options), **found, "fokker": __version__, "torch": str(torch.__version__)}
+    return {
+        "command": command,
+        "options": dict(options),
+        **found,
+        "fokker": __version__,
+        "torch": str(torch.__version__),
+    }
 
 
 def digest(pixels: NDArray[Any]) -> str:
@@ -56,7 +62,9 @@ def _png(path: Path) -> str:
             image.load()
             return str(getattr(image, "text", {}).get(CHUNK, ""))
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as problem:
-        raise FokkerError(f"{str(path)!r} is not a readable PNG ({problem}); give a file that fokker wrote") from problem
+        raise FokkerError(
+            f"{str(path)!r} is not a readable PNG ({problem}); give a file that fokker wrote"
+        ) from problem
 
 
 def _safetensors(path: Path) -> str:
@@ -82,7 +90,9 @@ def _none(path: Path) -> str:
 def check_suffix(path: Path) -> None:
     """FokkerError unless outputs can be written to this name."""
     if path.suffix.lower() not in KINDS:
-        raise FokkerError(f"--out {str(path)!r} has an ending that is not known; use {', '.join(KINDS[:-1])} or {KINDS[-1]}")
+        raise FokkerError(
+            f"--out {str(path)!r} has an ending that is not known; use {', '.join(KINDS[:-1])} or {KINDS[-1]}"
+        )
     if path.is_dir():
         raise FokkerError(f"--out {str(path)!r} is a folder; give the name of a file")
     if not path.absolute().parent.is_dir():

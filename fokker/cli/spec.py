@@ -60,7 +60,8 @@ def method(text: str) -> Spec:
         raise FokkerError(f"{text!r} names no method; write a name such as ddim, or name:option=value")
     values: list[Any] = []
     options: dict[str, Any] = {}
-    for part in filter(None, (piece.strip() for piece in tail.split(","))):
+    # a comma inside brackets belongs to a list
+    for part in filter(None, (piece.strip() for piece in re.split(r",(?![^\[]*\])", tail))):
         key, equals, value = part.partition("=")
         if not equals:
             if options:
@@ -74,12 +75,13 @@ def method(text: str) -> Spec:
 
 
 def literal(text: str) -> Any:
-    """A number, true, false or null where it reads as one, else the word itself."""
+    """A number, true, false, null or a list of numbers where it reads as one, else the word itself."""
     try:
         value = json.loads(text)
-    except json.JSONDecodeError:
+    except ValueError:
         return text
-    return value if isinstance(value, int | float | bool | None) else text
+    numbers = isinstance(value, list) and all(isinstance(v, int | float) for v in value)
+    return value if numbers or isinstance(value, int | float | bool | None) else text
 
 
 def size(text: str) -> tuple[int, int]:

@@ -123,7 +123,8 @@ class Trainer:
         cpu: bool = False,
         quiet: bool = False,
     ) -> None:
-        for name, value in (("samples", samples), ("every", every), ("log_every", log_every), ("patience", patience)):
+        counts = {"samples": samples, "every": every, "log_every": log_every, "patience": patience, "accumulate": accumulate}
+        for name, value in counts.items():
             if value < 1:
                 raise FokkerError(f"{name}={value} is not accepted; use at least 1")
         self.denoiser, self.source, self.objective = denoiser, source, objective

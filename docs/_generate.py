@@ -1,0 +1,110 @@
+"""Fills the pages with what the package itself knows: `<!-- generated: NAME -->` becomes the table of that name.
+
+Nothing that a table can say is written by hand, so no page can fall behind the code.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from fokker import catalogue
+from fokker.catalogue import measured
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """The hook of mkdocs; an unknown name stops the build."""
+    return re.sub(r"<!-- generated: ([\w-]+) -->", lambda match: TABLES[match[1]](), markdown)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def sentence(thing: Any) -> str:
+    """The first sentence of a docstring."""
+    text = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+    return re.split(r"(?<=[^A-Z.][.;])\s", text)[0].rstrip(".;:")
+
+
+def paper(record: catalogue.Record) -> str:
+    return f"[{record.arxiv}](https://arxiv.org/abs/{record.arxiv})" if record.arxiv else ""
+
+
+def methods(kind: str) -> Callable[[], str]:
+    """Every method of a kind: its name, its class, what it does, its options, its paper."""
+
+    def rows() -> Iterable[Sequence[object]]:
+        for record in catalogue.records(kind=kind, planned=False):
+            target = catalogue.entry_class(record)
+            yield f"`{record.id}`", sentence(target), options(target, record), paper(record)
+
+    return lambda: table(("name", "what it is", "options", "paper"), rows())
+
+
+def options(target: Any, record: catalogue.Record) -> str:
+    """Options with their values when nothing is said."""
+    found = []
+    for parameter in inspect.signature(target).parameters.values():
+        value = record.options.get(parameter.name, parameter.default)
+        if isinstance(value, bool | int | float | str):
+            found.append(f"`{parameter.name}={value}`")
+    return " ".join(found)
+
+
+def solvers() -> str:
+    def rows() -> Iterable[Sequence[object]]:
+        for record in catalogue.records(kind="solver", planned=False):
+            solver = catalogue.resolve("solver", record.id)
+            facts = solver.order, solver.evaluations, "yes" if solver.stochastic else ""
+            yield f"`{record.id}`", sentence(type(solver)), *facts, options(type(solver), record), paper(record)
+
+    return table(("name", "what it is", "order", "calls a step", "noise", "options", "paper"), rows())
+
+
+def results() -> str:
+    """The page of results without its title."""
+    return measured.render().partition("\n")[2]
+
+
+def counts() -> str:
+    """How many systems stand where, by family."""
+    data = measured.read()
+    rows = []
+    for family in catalogue.families():
+        states = [measured.verdict(record, data.get(record.id)) for record in catalogue.records(family)]
+        rows.append((family, len(states), *(states.count(status) for status in measured.STATUSES)))
+    return table(("family", "systems", *measured.STATUSES), rows)
+
+
+def commands() -> str:
+    """Every command with its arguments, its options and its example, as its own --help says them."""
+    import typer
+
+    from fokker.cli.app import app
+
+    def walk(command: Any, path: str) -> Iterable[str]:
+        if hasattr(command, "commands"):
+            for name, child in command.commands.items():
+                yield from walk(child, f"{path} {name}")
+            return
+        lines = []
+        for parameter in command.params:
+            name = ", ".join(parameter.opts) if parameter.opts[0].startswith("-") else parameter.name.upper()
+            said = isinstance(parameter.default, str | int | float) and not isinstance(parameter.default, bool)
+            lines.append((f"`{name}`", getattr(parameter, "help", "") or "", f"`{parameter.default}`" if said else ""))
+        example = (command.epilog or "").removeprefix("Example: ")
+        help_text = " ".join((command.help or "").split())
+        yield f"## {path}\n\n{help_text}\n\n```\n{example}\n```\n\n{table(('', 'what it says', 'unless told'), lines)}\n"
+
+    return "\n".join(walk(typer.main.get_command(app), "fokker"))
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    **{kind: methods(kind) for kind in catalogue.KINDS},
+    "solvers": solvers,
+    "results": results,
+    "counts": counts,
+    "commands": commands,
+}

@@ -1,0 +1,162 @@
+"""A sampling job: everything that determines its samples, as plain data that a file can carry and a rerun can read."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fokker.cli import choose, spec
+from fokker.errors import FokkerError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fokker.denoiser import Denoiser
+    from fokker.model import Model
+    from fokker.plan import Plan
+
+MOST_SAMPLES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Job:
+    """`n` samples of a model for each seed.
+
+    model       a name of the zoo or a path
+    plan        the JSON of a stored plan, in place of solver, steps, nfe, grid and end
+    guidance    wrappers as `cfg:3`, the first one innermost
+    conditions  what is asked for, in words; a list goes round over the samples
+    batch       samples a call; belongs to the record because rounding may depend on it
+    """
+
+    model: str
+    n: int = 1
+    seeds: tuple[int, ...] = (0,)
+    solver: str = "dpmpp-2m"
+    steps: int | None = None
+    nfe: int | None = None
+    grid: str = "logsnr"
+    end: float | None = None
+    plan: str | None = None
+    guidance: tuple[str, ...] = ()
+    conditions: dict[str, Any] = field(default_factory=dict)
+    batch: int = 256
+    device: str = "cpu"
+
+    @classmethod
+    def read(cls, options: Mapping[str, Any]) -> "Job":
+        """The job of a record; raises FokkerError for one of another version."""
+        names = {f.name for f in dataclasses.fields(cls)}
+        strange = set(options) - names
+        if strange or "model" not in options:
+            raise FokkerError(
+                f"the record has options {sorted(strange)} that this version does not know; use its own version"
+            )
+        lists = {name: tuple(options[name]) for name in ("seeds", "guidance") if name in options}
+        return cls(**{**options, **lists})
+
+    def laid(self, on: "Denoiser") -> "Plan":
+        """The plan that this job runs."""
+        from fokker.plan import Plan
+
+        if self.plan is not None:
+            return Plan.from_json(self.plan)
+        return choose.plan(self.solver, on.process, self.steps, self.nfe, self.grid, self.end)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a job made: samples (seeds * n, ...) in the denoiser's space, and what they took."""
+
+    x0: "Tensor"
+    model: "Model"
+    sha256: str
+    nfe: float
+
+
+def run(job: Job, show: Callable[[int, int], None] = lambda done, total: None) -> Done:
+    """Run a job; `show` is told after each evaluation how many of all were made."""
+    import torch
+
+    from fokker import guide
+    from fokker import model as models
+    from fokker import run as run_plan
+
+    path, device = models.locate(job.model), device_of(job.device)
+    model = models.load(path, device)
+    denoiser: Denoiser = model.denoiser
+    if denoiser.process.anchored:
+        raise FokkerError(
+            f"{job.model!r} restores an observation and does not sample from nothing; see `fokker restore`"
+        )
+    for text in job.guidance:
+        named = spec.method(text)
+        with choose.own_code(named.name):
+            denoiser = choose.build("guidance", named, denoiser)
+        if not isinstance(denoiser, guide.Wrapper):
+            raise FokkerError(f"{text!r} is a {type(denoiser).__name__}, not a wrapper around a denoiser")
+    plan = job.laid(denoiser)
+    cond = _conditions(model, job)
+    shape = tuple(model.codec.encode(torch.zeros(1, *model.shape, device=device)).shape[1:])
+    parts = [(seed, first) for seed in job.seeds for first in range(0, job.n, job.batch)]
+    found, nfe, made = [], 0.0, 0
+    for seed, first in parts:
+        ids = range(first, min(first + job.batch, job.n))
+        eps = denoiser.process.sample_noise((len(ids), *shape), seed, ids, device=device)
+
+        def watch(*_: object) -> None:
+            nonlocal made
+            made += 1
+            show(made, max(plan.nfe, 1) * len(parts))
+
+        here = {name: value[first : first + len(ids)] for name, value in cond.items()}
+        trace = run_plan(denoiser, denoiser.process.start(eps), plan, seed=seed, ids=list(ids), watch=watch, **here)
+        found.append(trace.x0.cpu())
+        nfe = trace.nfe
+    return Done(torch.cat(found), model, hashlib.sha256(path.read_bytes()).hexdigest(), nfe)
+
+
+def _conditions(model: "Model", job: Job) -> dict[str, "Tensor"]:
+    """The job's conditions as tensors of n rows; `prompt` stands for the model's condition that is made of words."""
+    from fokker.data.words import PAD
+
+    words = {name for name, c in model.conditions.items() if len(c.shape) == 1 and PAD in c.names}
+    out: dict[str, Tensor] = {}
+    for name, text in job.conditions.items():
+        known = next(iter(words), "") if name == "prompt" else name
+        if not known:
+            accepted = ", ".join(model.conditions) or "none"
+            raise FokkerError(f"model {job.model!r} takes no --prompt; the conditions that it takes: {accepted}")
+        texts = text if isinstance(text, list) else [text]
+        c = model.conditions.get(known)
+        values: list[Any] = list(texts)
+        if c is not None and not c.discrete:
+            values = [_number(name, value, c.shape) for value in texts]
+        elif c is not None and c.shape and known not in words:
+            values = [[c.names.index(v) if v in c.names else _number(name, v, ()) for v in t.split(",")] for t in texts]
+        rows = model.condition(len(values), **{known: values})[known]
+        out[known] = rows[[i % len(values) for i in range(job.n)]]
+    return out
+
+
+def _number(name: str, text: str, shape: tuple[int, ...]) -> Any:
+    """A number, or a list of as many as `shape` wants."""
+    value = spec.literal(text)
+    wanted = list if shape else int | float
+    if isinstance(value, bool) or not isinstance(value, wanted):
+        raise FokkerError(f"{name}={text!r} is not {'a list of numbers such as [0.5,1]' if shape else 'a number'}")
+    return value
+
+
+def device_of(name: str) -> str:
+    """`auto` is the first CUDA device where there is one, else the CPU."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "cpu" and not (name.partition(":")[0] == "cuda" and torch.cuda.is_available()):
+        raise FokkerError(
+            f"device {name!r} is not here; use auto or cpu" + (" or cuda" if torch.cuda.is_available() else "")
+        )
+    return name

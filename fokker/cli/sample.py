@@ -1,0 +1,149 @@
+"""`fokker sample` and `fokker rerun`: samples of a model in a file that says how to make it again."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fokker.cli import choose, job, picture, provenance, spec
+from fokker.cli.plan import End, GridName, Nfe, Steps
+from fokker.cli.terminal import Progress, print_json
+from fokker.errors import FokkerError
+
+if TYPE_CHECKING:
+    from fokker.cli.job import Done, Job
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+STEPS = 18
+
+
+def add(app: typer.Typer) -> None:
+    app.command(epilog="Example: fokker sample --model digits --label 3 -n 64 --steps 10 --out grid.png")(sample)
+    app.command(epilog="Example: fokker rerun grid.png")(rerun)
+
+
+def sample(
+    model: Annotated[str, typer.Option(help="A model of the zoo, or the path of one.")],
+    n: Annotated[int, typer.Option("-n", "--n", min=1, max=job.MOST_SAMPLES, help="Samples for each seed.")] = 1,
+    seed: Annotated[str, typer.Option(help="Seeds: 7, 0..15 or 1,5,9.")] = "0",
+    label: Annotated[str | None, typer.Option(help="Class: a number or name; several go round, as 0..9.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Words, for a model that takes words.")] = None,
+    cond: Annotated[list[str] | None, typer.Option(help="Any other condition, as name=value.")] = None,
+    solver: Annotated[str, typer.Option(help="ddim, dpmpp-2m, heun, ..., or mymodule:MySolver.")] = "dpmpp-2m",
+    steps: Steps = None,
+    nfe: Nfe = None,
+    grid: GridName = "logsnr",
+    end: End = None,
+    plan: Annotated[Path | None, typer.Option(help="A stored plan, in place of solver, steps and grid.")] = None,
+    guidance: Annotated[list[str] | None, typer.Option(help="Guidance, as cfg:3; several are stacked.")] = None,
+    batch: Annotated[int, typer.Option(min=1, max=65536, help="Samples a call.")] = 256,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path, typer.Option(help="A .png of all, or the numbers as .safetensors or .npz.")] = Path(
+        "samples.png"
+    ),
+    json: Json = False,
+) -> None:
+    """Draw samples of a model; the file carries version, configuration, seed and model hash, and `fokker rerun` repeats it."""
+    provenance.check_suffix(out)
+    if plan is not None and (steps is not None or nfe is not None or end is not None):
+        raise FokkerError("--plan has its own steps; leave out --steps, --nfe and --end")
+    if plan is None and steps is None and nfe is None:
+        steps = STEPS
+    wanted = job.Job(
+        model=model,
+        n=n,
+        seeds=tuple(spec.seeds(seed)),
+        solver=solver,
+        steps=steps,
+        nfe=nfe,
+        grid=grid,
+        end=end,
+        plan=None if plan is None else choose.stored_plan(plan).json(),
+        guidance=tuple(guidance or ()),
+        conditions=_conditions(label, prompt, cond or []),
+        batch=batch,
+        device=job.device_of(device),
+    )
+    digest, done, seconds = _make(wanted, out)
+    said = {"out": str(out), "n": len(done.x0), "nfe": done.nfe, "seconds": round(seconds, 3), "digest": digest}
+    if json:
+        print_json({**said, "model_sha256": done.sha256})
+    else:
+        typer.echo(
+            f"{out}: {len(done.x0)} samples, {done.nfe:g} evaluations each, {seconds:.1f} s; see `fokker rerun {out}`"
+        )
+
+
+def _conditions(label: str | None, prompt: str | None, cond: list[str]) -> dict[str, Any]:
+    """What is asked for, in words."""
+    given: dict[str, Any] = {}
+    if label is not None:
+        ranged = label.replace(".", "").replace(",", "").isdigit() and (".." in label or "," in label)
+        given["label"] = [str(value) for value in spec.seeds(label)] if ranged else label
+    if prompt is not None:
+        given["prompt"] = prompt
+    for text in cond:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip() or name.strip() in given:
+            raise FokkerError(f"--cond {text!r} is not understood, or given twice; write name=value")
+        given[name.strip()] = value.strip()
+    return given
+
+
+def _make(wanted: "Job", out: Path) -> "tuple[str, Done, float]":
+    """Run a job into a file: the digest of what is in it, what was made, seconds."""
+    begin = time.perf_counter()
+    with Progress("sampling") as bar:
+        done = job.run(wanted, lambda made, total: bar.update(made, total))
+    found = {"nfe": done.nfe, "model_sha256": done.sha256}
+    record = provenance.record("sample", dataclasses.asdict(wanted), **found)
+    if out.suffix.lower() == ".png":
+        digest = picture.save_page(out, picture.tile(done.model.decode(done.x0)), record)
+    else:
+        digest = picture.save_numbers(out, done.x0, record)
+    return digest, done, time.perf_counter() - begin
+
+
+def rerun(
+    file: Annotated[Path, typer.Argument(help="A file that fokker wrote.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write it again; NAME.rerun beside it if left out.")] = None,
+    model: Annotated[str | None, typer.Option(help="Where the model is now, if it moved.")] = None,
+    show: Annotated[bool, typer.Option("--show", help="Only print the record; run nothing.")] = False,
+    json: Json = False,
+) -> None:
+    """Make a file again from the record inside it, and compare the bits; exit code 1 if they differ."""
+    record = provenance.read(file)
+    if show:
+        print_json(record)
+        return
+    if record["command"] != "sample":
+        raise FokkerError(f"{str(file)!r} was made by {record['command']!r}, which cannot be rerun")
+    out = out or file.with_name(f"{file.stem}.rerun{file.suffix}")
+    provenance.check_suffix(out)
+    if out.suffix.lower() != file.suffix.lower():
+        raise FokkerError(f"--out {str(out)!r} is of another kind than {str(file)!r}; use the same ending")
+    wanted = job.Job.read(record["options"])
+    if model is not None:
+        wanted = dataclasses.replace(wanted, model=model)
+    digest, done, seconds = _make(wanted, out)
+    same = digest == record["digest"]
+    if json:
+        print_json(
+            {"file": str(file), "out": str(out), "identical": same, "digest": digest, "seconds": round(seconds, 3)}
+        )
+    elif same:
+        typer.echo(f"{out}: identical to {file} to the bit")
+    else:
+        typer.echo(f"{out}: differs from {file}; {_why(record, done)}")
+    raise typer.Exit(0 if same else 1)
+
+
+def _why(record: dict[str, Any], done: "Done") -> str:
+    """The first thing that is not as it was."""
+    now = provenance.record("sample", {}, model_sha256=done.sha256)
+    for name in ("model_sha256", "fokker", "torch"):
+        if now[name] != record.get(name):
+            return f"{name} was {record.get(name)} and is {now[name]}"
+    return "the machine or its number of threads may be another one"
