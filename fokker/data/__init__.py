@@ -19,6 +19,7 @@ from fokker.data.epochs import batch_indices, order
 from fokker.data.faults import Finding, Report, check
 from fokker.data.source import Arrays, Condition, Source
 from fokker.errors import unknown
+from fokker.options import check_types
 
 __all__ = [
     "Arrays",
@@ -87,5 +88,5 @@ def _call(function: Callable[..., S], kind: str, options: Mapping[str, object], 
     for option in options:
         if option not in accepted:
             raise unknown(kind, option, accepted)
+    check_types(function, kind.removeprefix("option of "), options, given)
     return function(*given, **options)
-
