@@ -460,7 +460,7 @@ def test_taps_reach_into_other_libraries() -> None:
         (weights,) = seen.maps.values()
         assert weights.shape == (2, 4, 16, 5)
         with taps(net, replace={name: seen[name] for name in deep}):
-            assert torch.equal(net(x, 3, tokens).sample, opened)
+            assert (net(x, 3, tokens).sample - opened).abs().max() <= 1e-5 * plain.abs().max()
         with taps(net, edit={"mid_block": torch.zeros_like}):
             assert not torch.allclose(net(x, 3, tokens).sample, plain, atol=1e-3)
 
