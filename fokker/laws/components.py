@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 # sigma below this is treated as this: the limit of no noise, reached without dividing by zero
 FLOOR = 1e-12
 
+# what a linear function of a state and its component gives weight to: the mean, the state, and what lies in the basis
+Gains = tuple[Tensor, Tensor, Tensor]
+
 
 class Diffused:
     """The components at one level per state.
@@ -29,25 +32,25 @@ class Diffused:
     def __init__(self, law: "GaussianMixture", x: Tensor, level: "Level") -> None:
         self.law = law
         alpha, sigma = level.alpha, level.sigma
-        self.alpha: float | Tensor = alpha  # times (n, K); (n, K, r) needs one dimension more
-        inner = alpha[..., None] if isinstance(alpha, Tensor) else alpha
-        if isinstance(sigma, Tensor):
-            self.noise: float | Tensor = sigma.clamp_min(FLOOR).square()
-            noise_inner: float | Tensor = self.noise[..., None]
-        else:
-            self.noise = noise_inner = max(sigma, FLOOR) ** 2
-        self.inner, self.noise_inner = inner, noise_inner
+        # `alpha` multiplies (n, K), `inner` is the same for (n, K, r)
+        self.alpha: float | Tensor = alpha
+        self.inner = inner = _inner(alpha)
         self.y = x - alpha * law._centre
         on_frame = self.y @ law._frame
         split = law.components * law.rank
-        self.z = on_frame[:, :split].reshape(-1, law.components, law.rank) - inner * law._inside
+        self.z = on_frame[:, :split].reshape(len(x), law.components, law.rank) - inner * law._inside
         along = on_frame[:, split:]
         self.distance = (
             self.y.square().sum(1, keepdim=True) - (2 * alpha) * along + (alpha * alpha) * law._square
         ).clamp_min(0)
         self.gap = law.eigenvalues - law.variance[:, None]  # e - s^2
-        self.ve = (inner * inner) * law.eigenvalues + noise_inner
-        self.vp = (alpha * alpha) * law.variance + self.noise
+        self.set_noise(sigma.clamp_min(FLOOR).square() if isinstance(sigma, Tensor) else max(sigma, FLOOR) ** 2)
+
+    def set_noise(self, noise: float | Tensor) -> None:
+        """The variance of the noise: one number, or one per state (n, 1), or per state and component (n, K)."""
+        self.noise, self.noise_inner = noise, _inner(noise)
+        self.ve = (self.inner * self.inner) * self.law.eigenvalues + self.noise_inner
+        self.vp = (self.alpha * self.alpha) * self.law.variance + noise
         self.both = self.ve * self.vp[..., None]
 
     def log_likelihood(self) -> Tensor:
@@ -59,19 +62,25 @@ class Diffused:
         out: Tensor = -0.5 * (quadratic + log_det + law.dim * math.log(2 * math.pi))
         return out
 
-    def belief(self, weights: Tensor) -> Tensor:
-        """sum_k weights_k E[x_0 | x, k], (n, dim)."""
-        out = self._combine(
-            weights,
+    def belief_gains(self) -> Gains:
+        """E[x_0 | x, k] as gains."""
+        return (
             self.noise / self.vp,
             self.alpha * self.law.variance / self.vp,
             self.inner * self.noise_inner * self.gap / self.both,
         )
-        return out + self.law._centre
+
+    def score_gains(self) -> Gains:
+        """grad log N_k(x) as gains."""
+        return self.alpha / self.vp, -1 / self.vp, self.inner**2 * self.gap / self.both
+
+    def belief(self, weights: Tensor) -> Tensor:
+        """sum_k weights_k E[x_0 | x, k], (n, dim)."""
+        return self._combine(weights, *self.belief_gains()) + self.law._centre
 
     def gradient(self, weights: Tensor) -> Tensor:
         """sum_k weights_k grad log N_k(x), (n, dim)."""
-        return self._combine(weights, self.alpha / self.vp, -1 / self.vp, self.inner**2 * self.gap / self.both)
+        return self._combine(weights, *self.score_gains())
 
     def _combine(self, weights: Tensor, on_mean: Tensor, on_state: Tensor, on_basis: Tensor) -> Tensor:
         """sum_k weights_k (on_mean m_k + on_state y + U_k on_basis z), by one product with the frame."""
@@ -82,8 +91,7 @@ class Diffused:
     def each(self) -> Tensor:
         """E[x_0 | x, k], (n, K, dim)."""
         law = self.law
-        on_mean, on_state = self.noise / self.vp, self.alpha * law.variance / self.vp
-        on_basis = self.inner * self.noise_inner * self.gap / self.both
+        on_mean, on_state, on_basis = self.belief_gains()
         inside = torch.einsum("kdr,nkr->nkd", law.basis, on_basis * self.z)
         offsets = law.means - law._centre
         return law._centre + on_mean[..., None] * offsets + on_state[..., None] * self.y[:, None] + inside
@@ -134,7 +142,9 @@ class DiffusedCoordinates:
 
     def __init__(self, law: "GaussianMixture", x: Tensor, level: "Level") -> None:
         self.law = law
-        alpha, sigma = (torch.as_tensor(c).to(x).expand_as(x) for c in (level.alpha, level.sigma))
+        alpha, sigma = (
+            torch.as_tensor(c, dtype=x.dtype, device=x.device).expand_as(x) for c in (level.alpha, level.sigma)
+        )
         self.alpha, noise = alpha[:, None], sigma.clamp_min(FLOOR).square()[:, None]
         self.variance = law.variance[:, None] * self.alpha.square() + noise  # V, (n, K, dim)
         gap = law.eigenvalues - law.variance[:, None]
@@ -174,6 +184,10 @@ class DiffusedCoordinates:
 
     def draw(self, which: Tensor, normal: Tensor) -> Tensor:
         raise _one_level()
+
+
+def _inner(c: float | Tensor) -> float | Tensor:
+    return c[..., None] if isinstance(c, Tensor) else c
 
 
 def _one_level() -> FokkerError:

@@ -30,3 +30,16 @@ class Empirical(GaussianMixture):
         if points.ndim < 2 or not len(points):
             raise FokkerError(f"data has shape {tuple(points.shape)}; give (n, dim) or (n, *shape) with n > 0")
         super().__init__(torch.ones(len(points)) if weights is None else weights, points, 0.0, labels)
+
+    def posterior(self, matrix: Tensor, y: Tensor, noise_std: float | Tensor) -> "Empirical":
+        """p(x | y) for y = matrix @ x + noise_std n: the same points, reweighted by their likelihood."""
+        a, value, std = (as64(v).to(self.device) for v in (matrix, y, noise_std))
+        if a.ndim != 2 or a.shape[1] != self.dim or value.numel() != len(a) or std.shape not in ((), (len(a),)):
+            raise FokkerError(
+                f"matrix {tuple(a.shape)} and y {tuple(value.shape)} do not fit points of dimension {self.dim}"
+            )
+        if not bool((std > 0).all()):
+            raise FokkerError("noise_std must be above 0: points meet a measurement exactly or not at all")
+        misfit = (value.reshape(-1) - self.means @ a.T) / std
+        log_weights = self.log_weights - 0.5 * misfit.square().sum(1)
+        return Empirical(self.means.reshape(-1, *self.shape), self.labels, torch.softmax(log_weights, 0))

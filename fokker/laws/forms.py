@@ -12,8 +12,8 @@ Form = tuple[Tensor, Tensor, Tensor]  # basis (K, dim, r), eigenvalues (K, r), v
 
 
 def as64(value: object) -> Tensor:
-    """`value` as a detached float64 tensor."""
-    return torch.as_tensor(value).detach().to(torch.float64)
+    """`value` (a tensor, an array, numbers) as a detached float64 tensor, no digit lost on the way."""
+    return torch.as_tensor(value, dtype=torch.float64).detach()
 
 
 def from_dense(covs: Tensor) -> Form:

@@ -239,6 +239,7 @@ class Law(ABC):
         per_level = isinstance(level.alpha, Tensor) and len(level.alpha) > 1
         per_coordinate = isinstance(level.alpha, Tensor) and level.alpha.shape[-1] > 1
         size = self.row_size * (self.dim if per_coordinate or what in ("spread", "covariance") else 1)
+        size *= 8 if level.dof is not None else 1
         function: Callable[[Tensor, Level, Tensor], Tensor] = getattr(self, what)
         rows = max(1, BUDGET // size)
         if len(flat) <= rows:

@@ -20,6 +20,7 @@ from fokker.keyed import noise, sample_ids, uniform
 from fokker.laws.components import Diffused, DiffusedCoordinates
 from fokker.laws.forms import Covariances, Form, as64, covariances
 from fokker.laws.law import BUDGET, Law, Level
+from fokker.laws.student import DiffusedStudent
 from fokker.process import Process, Time
 
 
@@ -81,6 +82,7 @@ class GaussianMixture(Law):
         self.labels = None if labels is None else torch.as_tensor(labels, dtype=torch.int64, device=means.device)
         if self.labels is not None and (self.labels.shape != (self.components,) or bool((self.labels < 0).any())):
             raise FokkerError(f"labels must be {self.components} integers, not negative: one per component")
+        self.points = self.rank == 0 and not bool(self.variance.any())
         # states are taken relative to the centre, so that a law far from the origin loses no digits
         self._centre = self.weights @ means
         offsets = means - self._centre
@@ -181,8 +183,9 @@ class GaussianMixture(Law):
 
     def parts(self, x: Tensor, level: Level) -> Diffused | DiffusedCoordinates:
         """What the components say about flat states at a level."""
-        each = isinstance(level.alpha, Tensor) and level.alpha.shape[-1] > 1
-        return (DiffusedCoordinates if each else Diffused)(self, x, level)
+        if isinstance(level.alpha, Tensor) and level.alpha.shape[-1] > 1:
+            return DiffusedCoordinates(self, x, level)
+        return Diffused(self, x, level) if level.dof is None else DiffusedStudent(self, x, level)
 
     def weigh(self, x: Tensor, level: Level, prior: Tensor) -> Tensor:
         """p(k | x), (n, K)."""
@@ -219,7 +222,7 @@ class GaussianMixture(Law):
         """A component for each sample, (n,)."""
         u = uniform((len(ids), 1), seed, ids, "law", index, self.device)
         total = torch.exp(prior).cumsum(-1)
-        which = torch.searchsorted(total, u if prior.ndim == 2 else u[:, 0]).reshape(-1)
+        which = torch.searchsorted(total, (u if prior.ndim == 2 else u.flatten()).contiguous()).reshape(-1)
         return which.clamp(max=self.components - 1)
 
     # --- what only a mixture knows -------------------------------------------------------------------------------
