@@ -458,7 +458,7 @@ def test_taps_reach_into_other_libraries() -> None:
             opened = net(x, 3, tokens).sample
         assert (opened - plain).abs().max() <= 1e-5 * plain.abs().max()
         (weights,) = seen.maps.values()
-        assert weights.shape == (2, 4, 16, 5)
+        assert weights.shape == (2, 8, 16, 5)  # attention_head_dim is the number of heads there
         with taps(net, replace={name: seen[name] for name in deep}):
             assert (net(x, 3, tokens).sample - opened).abs().max() <= 1e-5 * plain.abs().max()
         with taps(net, edit={"mid_block": torch.zeros_like}):
