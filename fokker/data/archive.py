@@ -93,13 +93,19 @@ def _folder(root: Path) -> Iterator[Entry]:
 
 def _tar(path: Path) -> Iterator[Entry]:
     if path.suffix != ".tar":
-        raise FokkerError(f"{path} is not a folder or an uncompressed .tar; unpack it (gunzip, unzip, zstd -d) or repack it")
+        raise FokkerError(
+            f"{path} is not a folder or an uncompressed .tar; unpack it (gunzip, unzip, zstd -d) or repack it"
+        )
     try:
         entries = list(_plain_tar(path))
     except _Unusual:
         entries = list(_any_tar(path))
     if not entries:
         raise FokkerError(f"{path} holds no files; is it a tar?")
+    with open(path, "rb") as file:
+        file.seek(-min(_BLOCK, path.stat().st_size), os.SEEK_END)
+        if any(file.read()):
+            raise FokkerError(f"{path} has no end mark after {len(entries)} files: it was cut short; copy it again")
     yield from entries
 
 

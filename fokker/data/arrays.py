@@ -101,7 +101,9 @@ def _samples(x: np.ndarray, path: Path, range: tuple[float, float] | None) -> np
     low, high = (float(x.min()), float(x.max())) if x.size else (0.0, 0.0)
     if range is not None:
         if low < range[0] - 1e-6 or high > range[1] + 1e-6 or range[0] >= range[1]:
-            raise FokkerError(f"{path}: values run from {low:g} to {high:g}, outside range={range}; state their true range")
+            raise FokkerError(
+                f"{path}: values run from {low:g} to {high:g}, outside range={range}; state their true range"
+            )
         return np.asarray((x - range[0]) * (2.0 / (range[1] - range[0])) - 1.0, dtype=np.float32)
     if x.ndim == 4 and x.shape[1] in (1, 3, 4) and low >= 0.0 and high > 0.0:
         top = 1 if high <= 1.0 else 255
@@ -117,6 +119,8 @@ def _labels(label: np.ndarray, path: Path) -> tuple[Tensor, tuple[str, ...]]:
         names, numbers = np.unique(label.astype(str), return_inverse=True)
         return torch.from_numpy(numbers.astype(np.int64)), tuple(str(n) for n in names)
     if label.ndim != 1 or label.dtype.kind not in "iu" or (label.size and label.min() < 0):
-        raise FokkerError(f"{path}: labels of shape {label.shape} and type {label.dtype}; give class numbers from 0, (N,)")
+        raise FokkerError(
+            f"{path}: labels of shape {label.shape} and type {label.dtype}; give class numbers from 0, (N,)"
+        )
     top = int(label.max(initial=-1)) + 1
     return torch.from_numpy(label.astype(np.int64)), tuple(str(k) for k in np.arange(top))

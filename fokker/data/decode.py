@@ -57,11 +57,36 @@ def _orientation(image: "Image") -> int:
     return int(image.getexif().get(_EXIF_ORIENTATION, 1))
 
 
+# segments of a JPEG that say nothing of orientation or further frames: JFIF, tables, restart interval, Adobe, comment
+_PLAIN_SEGMENTS = frozenset({0xE0, 0xDB, 0xC4, 0xDD, 0xEE, 0xFE})
+
+
+def _plain_jpeg(raw: bytes, end: bytes) -> Header | None:
+    """The header of a JPEG without EXIF and the like, found several times faster than by opening it; None for any other."""
+    if raw[:2] != b"\xff\xd8":
+        return None
+    at = 2
+    while at + 9 < len(raw) and raw[at] == 0xFF:
+        marker = raw[at + 1]
+        if marker in (0xC0, 0xC1, 0xC2):
+            size = int.from_bytes(raw[at + 5 : at + 7], "big"), int.from_bytes(raw[at + 7 : at + 9], "big")
+            truncated = _ENDINGS["JPEG"] not in end
+            return Header(size, raw[at + 9] != 1, False, False, truncated, 1) if min(size) > 0 else None
+        if marker not in _PLAIN_SEGMENTS:
+            return None
+        at += 2 + int.from_bytes(raw[at + 2 : at + 4], "big")
+    return None
+
+
 def header(raw: bytes, end: bytes = b"") -> Header:
     """Reads size, mode and orientation without decoding, given a file's bytes, or its first and last ones.
 
     Raises OSError where the file is no image.
     """
+    end = end or raw[-512:]
+    plain = _plain_jpeg(raw, end)
+    if plain is not None:
+        return plain
     from PIL import Image
 
     with Image.open(io.BytesIO(raw)) as image:
@@ -73,7 +98,7 @@ def header(raw: bytes, end: bytes = b"") -> Header:
             colour=image.mode not in ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L"),
             alpha=_has_alpha(image),
             rotated=turned != 1,
-            truncated=ending is not None and ending not in (end or raw[-512:]),
+            truncated=ending is not None and ending not in end,
             frames=int(getattr(image, "n_frames", 1)),
         )
 

@@ -36,7 +36,7 @@ class ETDRK4:
         b = self.half * v + self.q * n1
         n2 = self.nonlinear(b)
         c = self.half * a + self.q * (2 * n2 - n0)
-        return self.full * v + self.f1 * n0 + 2 * self.f2 * (n1 + n2) + self.f3 * self.nonlinear(c)
+        return np.asarray(self.full * v + self.f1 * n0 + 2 * self.f2 * (n1 + n2) + self.f3 * self.nonlinear(c))
 
 
 def advection(wavenumbers: Floats, points: int) -> Callable[[Spectrum], Spectrum]:

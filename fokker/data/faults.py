@@ -12,7 +12,7 @@ import numpy as np
 
 from fokker.data.archive import Archive, Entry
 from fokker.data.decode import EXTENSIONS, Header, colour, decode, header
-from fokker.data.images import reason, spread
+from fokker.data.images import reason, spread, threads
 from fokker.data.listing import extension, listing
 from fokker.errors import FokkerError
 
@@ -66,7 +66,9 @@ class Report:
 
     def table(self, limit: int = 8) -> str:
         """The report as text: a summary, and for each kind of finding at most `limit` files."""
-        sizes = ", ".join(f"{n} x {s}" for s, n in list(self.sizes.items())[:4]) + (" ..." if len(self.sizes) > 4 else "")
+        sizes = ", ".join(f"{n} x {s}" for s, n in list(self.sizes.items())[:4]) + (
+            " ..." if len(self.sizes) > 4 else ""
+        )
         lines = [self.path, f"  images   {self.images} ({sizes})"]
         if self.classes:
             few = ", ".join(f"{c} {n}" for c, n in list(self.classes.items())[:10])
@@ -81,7 +83,9 @@ class Report:
             lines += [f"             {f.file}" + (f"  {f.detail}" if f.detail else "") for f in found[:limit]]
             if len(found) > limit:
                 lines.append(f"             and {len(found) - limit} more")
-        lines.append("  ok: the set opens as it is" if self.ok else "  not ok: the set is refused until this is settled")
+        lines.append(
+            "  ok: the set opens as it is" if self.ok else "  not ok: the set is refused until this is settled"
+        )
         return "\n".join(lines)
 
 
@@ -111,7 +115,7 @@ def check(
     images = [e for e in archive.entries if extension(e.name) in EXTENSIONS]
     if not images:
         listing(archive)
-    seen = spread(lambda entry: _look(archive, entry), images)
+    seen = spread(lambda entry: _look(archive, entry), images, threads(images))
     sizes = Counter(s.head.size for s in seen if s.head and not s.fault)
     findings = list(_findings(seen, sizes, resized=size is not None))
     classes: dict[str, int] = {}
@@ -134,7 +138,8 @@ def _look(archive: Archive, entry: Entry) -> _Seen:
         head = header(raw)
         pixels = decode(raw, 4)
     except (OSError, SyntaxError, ValueError) as error:
-        return _Seen(entry, head, reason(error, entry.size), b"", False)
+        fault = "truncated" if head is not None and head.truncated else reason(error, entry.size)
+        return _Seen(entry, head, fault, b"", False)
     fault = "truncated" if head.truncated else ""
     digest = hashlib.blake2b(pixels.tobytes() + repr(pixels.shape).encode(), digest_size=16).digest()
     return _Seen(entry, head, fault, digest, head.alpha and int(pixels[3].min()) < 255)

@@ -95,11 +95,13 @@ class Hub(Source):
         images = [to_pixels(im, self._channels, self._resize, self._background) for im in rows[self._image]]
         odd = next((k for k, p in enumerate(images) if p.shape != self.shape), None)
         if odd is not None:
-            raise FokkerError(f"{self.name}: item {index[odd]} is {images[odd].shape}, item 0 {self.shape}; give size=(h, w)")
+            raise FokkerError(
+                f"{self.name}: item {index[odd]} is {images[odd].shape}, item 0 {self.shape}; give size=(h, w)"
+            )
         labels = rows[self._label] if self._label else [-1] * len(index)
         return {"x": to_float(torch.from_numpy(np.stack(images))), "label": torch.tensor(labels, dtype=torch.int64)}
 
     @cached_property
-    def fingerprint(self) -> str:  # type: ignore[override]
+    def fingerprint(self) -> str:
         facts = [self.name, self._table._fingerprint, self.shape, self._resize, self._background, self.classes]
         return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()

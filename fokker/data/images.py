@@ -22,6 +22,7 @@ from fokker.errors import FokkerError, unknown
 T = TypeVar("T")
 R = TypeVar("R")
 
+_WORTH_A_THREAD = 2**14  # mean bytes of a file
 _FULL_CHECK_BELOW = 2**30  # bytes of files that are decoded once before step 0 unless told otherwise
 
 
@@ -75,7 +76,7 @@ class Images(Source):
     ) -> None:
         self.archive, self.background, self._resize = archive, background, size
         self.name, self.about = str(archive.path), "image files"
-        heads = spread(self._head, listed.entries)
+        heads = spread(self._head, listed.entries, threads(listed.entries))
         sizes = Counter(head[0].size for head in heads if not isinstance(head, str))
         shown = size or (sizes.most_common(1)[0][0] if sizes else (1, 1))
         colourful = any(head[0].colour for head in heads if not isinstance(head, str))
@@ -128,7 +129,7 @@ class Images(Source):
                 store[row] = pixels
             return ""
 
-        faults = spread(one, range(len(kept)))
+        faults = spread(one, range(len(kept)), threads(listed.entries))
         if store is not None:
             good = [row for row, why in enumerate(faults) if not why]
             self._cached = torch.from_numpy(store if len(good) == len(store) else store[good])
@@ -164,7 +165,8 @@ class Images(Source):
         if self._cached is not None:
             pixels = self._cached[index]
         else:
-            pixels = torch.from_numpy(np.stack(spread(self._fetch, [self._listed.entries[i] for i in index.tolist()])))
+            entries = [self._listed.entries[i] for i in index.tolist()]
+            pixels = torch.from_numpy(np.stack(spread(self._fetch, entries, threads(entries))))
         return {"x": to_float(pixels), "label": self.labels[index]}
 
     def _fetch(self, entry: Entry) -> Pixels:
@@ -177,8 +179,10 @@ class Images(Source):
             ) from None
 
     @cached_property
-    def fingerprint(self) -> str:  # type: ignore[override]
-        digest = hashlib.blake2b(repr((self.shape, self._resize, self.background, self.classes)).encode(), digest_size=16)
+    def fingerprint(self) -> str:
+        digest = hashlib.blake2b(
+            repr((self.shape, self._resize, self.background, self.classes)).encode(), digest_size=16
+        )
         for entry, label, checksum in zip(self._listed.entries, self._listed.labels, self._sums, strict=True):
             digest.update(f"{entry.name} {entry.size} {label} {checksum}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
@@ -211,15 +215,15 @@ def _fits(n: int, shape: tuple[int, ...]) -> bool:
     return True
 
 
-def spread(job: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """[job(i) for i in items], over threads where that pays: decoders release the interpreter lock."""
-    workers = min(8, os.cpu_count() or 1, len(items) // 16)
+def threads(entries: Sequence[Entry]) -> int:
+    """How many threads decode these files: one for small ones, where handing over costs more than it saves."""
+    heavy = sum(e.size for e in entries) >= _WORTH_A_THREAD * max(len(entries), 1)
+    return min(8, os.cpu_count() or 1, len(entries) // 4) if heavy else 1
+
+
+def spread(job: Callable[[T], R], items: Sequence[T], workers: int) -> list[R]:
+    """[job(i) for i in items], over threads if workers > 1: decoders release the interpreter lock."""
     if workers < 2:
         return [job(i) for i in items]
-    bounds = np.linspace(0, len(items), 4 * workers + 1).astype(int)
-
-    def stretch(k: int) -> list[R]:
-        return [job(items[i]) for i in range(bounds[k], bounds[k + 1])]
-
     with ThreadPoolExecutor(workers) as pool:
-        return [result for part in pool.map(stretch, range(4 * workers)) for result in part]
+        return list(pool.map(job, items))

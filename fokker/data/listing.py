@@ -54,13 +54,15 @@ def listing(archive: Archive, split: str | None = None) -> Listing:
     all images share. Top folders called train, test or val are splits; without them `split="test"` is the tenth of the
     items that a hash of their names picks, and `split="train"` the others. Raises FokkerError for a set without images.
     """
-    images = [e for e in archive.entries if extension(e.name) in EXTENSIONS]
+    images: list[Entry] = []
+    others: list[Entry] = []
+    for entry in archive.entries:
+        (images if extension(entry.name) in EXTENSIONS else others).append(entry)
     if not images:
         raise FokkerError(f"{archive.path} holds no images; known endings: {', '.join(sorted(EXTENSIONS))}")
-    sidecars = [e for e in archive.entries if extension(e.name) in SIDECARS]
-    stems = {_key(e.name) for e in images}
-    used = [e for e in sidecars if _key(e.name) in stems]
-    ignored = {e.name for e in archive.entries} - {e.name for e in images} - {e.name for e in used}
+    stems = {_key(e.name) for e in images} if others else set()
+    used = [e for e in others if extension(e.name) in SIDECARS and _key(e.name) in stems]
+    ignored = {e.name for e in others} - {e.name for e in used}
 
     shared = _shared_folder(e.name for e in images)
     folders = [e.name[len(shared) :].split("/")[:-1] for e in images]
@@ -95,7 +97,7 @@ def listing(archive: Archive, split: str | None = None) -> Listing:
 
 
 def _shared_folder(names: Iterable[str]) -> str:
-    folder = os.path.commonpath([os.path.dirname(n) or "." for n in names])
+    folder = os.path.commonpath({n.rpartition("/")[0] or "." for n in names})
     return "" if folder in ("", ".") else folder + "/"
 
 
@@ -116,14 +118,22 @@ def _sidecar_facts(
             try:
                 facts = json.loads(text)
             except json.JSONDecodeError as error:
-                raise FokkerError(f"{entry.name} in {archive.path} is not JSON ({error}); repair or remove it") from None
+                raise FokkerError(
+                    f"{entry.name} in {archive.path} is not JSON ({error}); repair or remove it"
+                ) from None
             if isinstance(facts, dict):
-                labels.update({key: facts[k] for k in _LABEL_KEYS if isinstance(facts.get(k), int | str)})
-                captions.update({key: facts[k] for k in _CAPTION_KEYS if isinstance(facts.get(k), str)})
+                for field in _LABEL_KEYS:
+                    if isinstance(facts.get(field), int | str):
+                        labels[key] = facts[field]
+                for field in _CAPTION_KEYS:
+                    if isinstance(facts.get(field), str):
+                        captions[key] = facts[field]
     keys = [_key(e.name) for e in images]
     without = [k for k in keys if k not in labels]
     if labels and without:
-        raise FokkerError(f"{len(without)} of {len(keys)} images have no label beside them ({without[0]}); label all or none")
+        raise FokkerError(
+            f"{len(without)} of {len(keys)} images have no label beside them ({without[0]}); label all or none"
+        )
     given = [labels[k] for k in keys] if labels else None
     return given, tuple(captions.get(k, "") for k in keys) if captions else ()
 

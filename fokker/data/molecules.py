@@ -36,7 +36,9 @@ class Molecule:
         """How many more single bonds atom i can take; negative where it has too many."""
         used = sum(1 if order == AROMATIC else order for order in self.bonds[i].values())
         lent = self.aromatic[i] and self.elements[i] == "C" and not self._double_outside(i)
-        lent = lent or (self.aromatic[i] and self.elements[i] == "N" and not self.hydrogen[i] and len(self.bonds[i]) == 2)
+        lent = lent or (
+            self.aromatic[i] and self.elements[i] == "N" and not self.hydrogen[i] and len(self.bonds[i]) == 2
+        )
         return VALENCE[self.elements[i]] - used - lent - self.hydrogen[i]
 
     def rings(self) -> int:
@@ -72,9 +74,11 @@ class Molecule:
         """A number that is the same for every spelling of one molecule (colour refinement of the graph, 32 bits)."""
         atoms = range(len(self.elements))
         colour = [crc32(f"{self.elements[i]}{self.aromatic[i]:d}{self.hydrogen[i]:d}".encode()) for i in atoms]
-        for _ in atoms:
+        kinds = 0
+        while len(set(colour)) > kinds:
+            kinds = len(set(colour))
             around = [sorted((order, colour[j]) for j, order in self.bonds[i].items()) for i in atoms]
-            colour = [crc32(f"{colour[i]}{around[i]}".encode()) for i in atoms]
+            colour = [crc32(repr((colour[i], around[i])).encode()) for i in atoms]
         return crc32(str(sorted(colour)).encode())
 
     def spell(self, start: int = 0, shuffle: Callable[[list[int]], list[int]] = sorted) -> str:
@@ -127,13 +131,14 @@ def tokens(smiles: str) -> list[str] | None:
 def read(smiles: str) -> Molecule | None:
     """The molecule a string spells (organic subset, no charges or stereo), or None where the string is not well formed.
 
-    Two aromatic neighbours without a bond symbol are joined by an aromatic bond.
+    Two aromatic neighbours without a bond symbol are joined by an aromatic bond in a ring, else by a single one.
     """
     parts = tokens(smiles)
     if not parts:
         return None
     molecule, stack, at, order = Molecule(), list[int](), -1, 0
     rings: dict[str, tuple[int, int]] = {}
+    unspelt: list[tuple[int, int]] = []
     for k, part in enumerate(parts):
         if part in "=#-":
             if order or at < 0:
@@ -157,14 +162,34 @@ def read(smiles: str) -> Molecule | None:
                 if other == at or other in molecule.bonds[at] or (order and stated and order != stated):
                     return None
                 molecule.bond(at, other, order or stated or _usual(molecule, at, other))
+                if molecule.bonds[at][other] == AROMATIC:
+                    unspelt.append((at, other))
             order = 0
         else:
             lower = part == "[nH]" or part.islower()
             new = molecule.add("N" if part == "[nH]" else part.capitalize(), lower, part == "[nH]")
             if at >= 0:
                 molecule.bond(at, new, order or _usual(molecule, at, new))
+                if molecule.bonds[at][new] == AROMATIC:
+                    unspelt.append((at, new))
             at, order = new, 0
-    return None if rings or stack or order else molecule
+    if rings or stack or order:
+        return None
+    _settle(molecule, unspelt)
+    return molecule
+
+
+def _settle(molecule: Molecule, unspelt: list[tuple[int, int]]) -> None:
+    """Unspelt bonds between aromatic atoms are aromatic inside a ring and single between rings."""
+    for i, j in unspelt:
+        reached, edge = {i}, [i]
+        while edge:
+            k = edge.pop()
+            new = [m for m in molecule.bonds[k] if m not in reached and not (k == i and m == j)]
+            reached.update(new)
+            edge += new
+        if j not in reached:
+            molecule.bond(i, j, 1)
 
 
 def _usual(molecule: Molecule, i: int, j: int) -> int:

@@ -1,7 +1,5 @@
 """Flat shapes by signed distance, drawn without aliasing at any size: what sprites and moving sprites are made of."""
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,8 +35,10 @@ def distance(shape: int, u: Floats, v: Floats) -> Floats:
         a, b = np.abs(u), np.abs(v)
         return np.maximum(np.maximum(a, b) - 0.92, np.minimum(a, b) - 0.30)
     if name == "triangle":
-        sides = [np.cos(k) * u + np.sin(k) * v for k in (np.pi / 2, np.pi / 2 + 2 * np.pi / 3, np.pi / 2 - 2 * np.pi / 3)]
-        return np.maximum.reduce(sides) - 0.52
+        sides = [
+            np.cos(k) * u + np.sin(k) * v for k in (np.pi / 2, np.pi / 2 + 2 * np.pi / 3, np.pi / 2 - 2 * np.pi / 3)
+        ]
+        return np.asarray(np.maximum.reduce(sides) - 0.52)
     # star: folded to half a spike, whose edge runs from the tip (1, 0) to the notch at radius 0.45 and angle pi / 5
     sector = np.pi / 5
     angle = np.abs((np.arctan2(v, u) + np.pi / 2 + sector) % (2 * sector) - sector)
@@ -59,8 +59,8 @@ def grid(size: tuple[int, int]) -> tuple[Floats, Floats, float]:
     """Centres of pixels as x (1, w) and y (h, 1), and a pixel's width; the shorter side runs from -1 to 1, y downwards."""
     h, w = size
     pixel = 2.0 / min(h, w)
-    x = (np.arange(w) + 0.5 - w / 2) * pixel
-    y = (np.arange(h) + 0.5 - h / 2) * pixel
+    x = (np.arange(w, dtype=np.float64) + 0.5 - w / 2) * pixel
+    y = (np.arange(h, dtype=np.float64) + 0.5 - h / 2) * pixel
     return x[None, :], y[:, None], pixel
 
 
@@ -90,7 +90,9 @@ def paint(
     visible = np.empty((n, k, *size), dtype=np.float32)
     for start in range(0, n, block):
         rows = slice(start, min(start + block, n))
-        picture = np.array(np.broadcast_to(canvas[rows] if len(canvas) == n else canvas, pictures[rows].shape), dtype=float)
+        picture = np.array(
+            np.broadcast_to(canvas[rows] if len(canvas) == n else canvas, pictures[rows].shape), dtype=float
+        )
         for j in range(k):
             covered = coverage(shape[rows, j], pose[rows, j], size)
             visible[rows, :j] *= (1.0 - covered)[:, None]
@@ -100,7 +102,7 @@ def paint(
     return pictures, visible
 
 
-def phrase(radius: Sequence[float], x: Sequence[float], y: Sequence[float], cuts: tuple[float, float]) -> list[list[str]]:
+def phrase(radius: Floats, x: Floats, y: Floats, cuts: tuple[float, float]) -> list[list[str]]:
     """Size and place in words for each shape: [size, vertical, horizontal]; x and y as shares of the half frame."""
     sizes = np.array(["small", "medium", "large"])[np.digitize(radius, cuts)]
     rows = np.array(["top", "middle", "bottom"])[np.digitize(y, (-0.2, 0.2))]

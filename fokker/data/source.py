@@ -151,7 +151,7 @@ class Arrays(Source):
         return {key: self._fetch(key, index) for key in self.tensors}
 
     @cached_property
-    def fingerprint(self) -> str:  # type: ignore[override]
+    def fingerprint(self) -> str:
         digest = hashlib.blake2b(repr((self.classes, self.vocabulary, self.bounds)).encode(), digest_size=16)
         for key, value in sorted(self.tensors.items()):
             digest.update(f"{key}{value.dtype}{tuple(value.shape)}".encode())

@@ -10,7 +10,9 @@ from fokker.laws.mixture import GaussianMixture
 KINDS = ("ring", "lowrank")
 
 
-def law(kind: str = "ring", dim: int = 64, components: int | None = None, rank: int = 8, law_seed: int = 0) -> GaussianMixture:
+def law(
+    kind: str = "ring", dim: int = 64, components: int | None = None, rank: int = 8, law_seed: int = 0
+) -> GaussianMixture:
     """The law that `build` samples: 8 modes of deviation 0.1 on a circle of radius sqrt 2, or low-rank modes in `dim` axes."""
     from fokker.laws import named
 

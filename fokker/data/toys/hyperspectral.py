@@ -25,7 +25,9 @@ def build(
     three broad bumps over the bands. Conditions: `abundances` (materials, h, w) and `endmembers` (materials, bands).
     """
     if bands < 1 or not 1 <= materials <= 16 or sharpness < 0:
-        raise FokkerError(f"bands={bands}, materials={materials}, sharpness={sharpness}; give 1 to 16 materials, sharpness >= 0")
+        raise FokkerError(
+            f"bands={bands}, materials={materials}, sharpness={sharpness}; give 1 to 16 materials, sharpness >= 0"
+        )
     h, w = int(size[0]), int(size[1])
     draw = Draw("hyperspectral", seed, split_ids(n, split))
     field = sharpness * _smooth(draw, materials, (h, w))
@@ -36,7 +38,9 @@ def build(
     for r in range(materials):
         cube += spectra[:, r, :, None, None] * abundance[:, r, None]
     tensors = {"x": 2.0 * cube - 1.0, "abundances": abundance, "endmembers": spectra}
-    return Arrays({k: torch.from_numpy(v) for k, v in tensors.items()}, "hyperspectral", "linear mixtures of few materials")
+    return Arrays(
+        {k: torch.from_numpy(v) for k, v in tensors.items()}, "hyperspectral", "linear mixtures of few materials"
+    )
 
 
 def _smooth(draw: Draw, materials: int, size: tuple[int, int]) -> Floats:
@@ -60,6 +64,9 @@ def _spectra(draw: Draw, materials: int, bands: int) -> Floats:
     """Spectra (n, materials, bands) in [0.05, 0.95]."""
     place = np.linspace(0.0, 1.0, bands)
     centre, width = draw.uniform("centre", materials, 3, 1), draw.uniform("width", materials, 3, 1, low=0.08, high=0.4)
-    height, floor = draw.uniform("height", materials, 3, 1, low=0.1, high=0.3), draw.uniform("floor", materials, 1, high=0.9)
+    height, floor = (
+        draw.uniform("height", materials, 3, 1, low=0.1, high=0.3),
+        draw.uniform("floor", materials, 1, high=0.9),
+    )
     bumps = (height * np.exp(-((place - centre) ** 2) / (2 * width**2))).sum(axis=2)
     return np.asarray(0.05 + 0.9 * np.clip(bumps + floor * (1 - bumps), 0.0, 1.0))

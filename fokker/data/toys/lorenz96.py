@@ -12,8 +12,12 @@ from fokker.errors import FokkerError
 
 def tendency(x: Floats, forcing: float) -> Floats:
     """dx_k/dt = (x_{k+1} - x_{k-2}) x_{k-1} - x_k + F, indices around the last axis."""
-    ahead, behind, two_behind = np.roll(x, -1, axis=-1), np.roll(x, 1, axis=-1), np.roll(x, 2, axis=-1)
-    return np.asarray((ahead - two_behind) * behind - x + forcing)
+    around = np.concatenate([x[..., -2:], x, x[..., :1]], axis=-1)
+    rate = around[..., 3:] - around[..., :-3]
+    rate *= around[..., 1:-2]
+    rate -= x
+    rate += forcing
+    return np.asarray(rate)
 
 
 def integrate(x: Floats, time: float, forcing: float = 8.0, step: float = 0.01) -> Floats:

@@ -26,7 +26,7 @@ def photograph(name: str, zoom: int = 1) -> NDArray[np.uint8]:
         raise FokkerError(f"zoom={zoom}; give a whole number from 1 to 8")
     h, w = image.shape[0] // zoom, image.shape[1] // zoom
     cells = image[: h * zoom, : w * zoom].reshape(h, zoom, w, zoom, 3).astype(np.float64)
-    return np.rint(cells.mean(axis=(1, 3))).astype(np.uint8).transpose(2, 0, 1)
+    return np.asarray(np.rint(cells.mean(axis=(1, 3))).transpose(2, 0, 1), dtype=np.uint8)
 
 
 def build(
@@ -41,7 +41,7 @@ def build(
     """x (channels, h, w) in [-1, 1]: patches at random places of the photographs reduced by `zoom`; label: which of the two.
 
     Test patches come from the rows between 0.40 and 0.65 of each photograph's height, train patches from above and below, so
-    no pixel is in both; "all" draws from the whole. flip: mirror every second patch left to right, on average. channels: 3, or 1 for the
+    no pixel is in both; "all" draws from the whole. flip: mirror every second patch, on average. channels: 3, or 1 for the
     luminance 0.299 R + 0.587 G + 0.114 B.
     """
     if channels not in (1, 3):
@@ -55,7 +55,9 @@ def build(
     for k, name in enumerate(NAMES):
         image = photograph(name, zoom)
         top, bottom = (round(image.shape[1] * share) for share in _TEST_BAND)
-        bands = {"train": [(0, top), (bottom, image.shape[1])], "test": [(top, bottom)], "all": [(0, image.shape[1])]}[split]
+        bands = {"train": [(0, top), (bottom, image.shape[1])], "test": [(top, bottom)], "all": [(0, image.shape[1])]}[
+            split
+        ]
         starts = np.concatenate([np.arange(low, high - h + 1) for low, high in bands])
         if not len(starts) or image.shape[2] < w:
             tallest = max(high - low for low, high in bands)

@@ -12,7 +12,27 @@ from fokker.data.source import Arrays
 from fokker.data.words import PAD
 from fokker.errors import FokkerError, unknown
 
-VOCABULARY = (PAD, "C", "c", "N", "n", "[nH]", "O", "o", "S", "s", "F", "Cl", "Br", "(", ")", "=", "#", "-", *"123456789")
+VOCABULARY = (
+    PAD,
+    "C",
+    "c",
+    "N",
+    "n",
+    "[nH]",
+    "O",
+    "o",
+    "S",
+    "s",
+    "F",
+    "Cl",
+    "Br",
+    "(",
+    ")",
+    "=",
+    "#",
+    "-",
+    *"123456789",
+)
 CLASSES = ("chain", "chain with N", "ring", "ring with N")
 PROPERTIES = ("heavy atoms", "rings", "nitrogens", "oxygens")
 
@@ -83,7 +103,20 @@ KNOWN = {
     "halothane": "FC(F)(F)C(Cl)Br",
 }
 # what a molecule starts from and what may be put on an atom with a hydrogen to spare; the first atom is the one that bonds
-_CORES = ("C", "CC", "CCC", "CC(C)C", "C=C", "c1ccccc1", "c1ccncc1", "c1ccsc1", "c1ccoc1", "C1CCCCC1", "C1CCCC1", "C1CCNCC1")
+_CORES = (
+    "C",
+    "CC",
+    "CCC",
+    "CC(C)C",
+    "C=C",
+    "c1ccccc1",
+    "c1ccncc1",
+    "c1ccsc1",
+    "c1ccoc1",
+    "C1CCCCC1",
+    "C1CCCC1",
+    "C1CCNCC1",
+)
 _ON_ANY = ("C", "C", "CC", "C=C", "C(=O)O", "C#N", "C(C)C", "c1ccccc1", "C1CC1", "C(=O)N", "CO")
 _ON_CARBON = ("O", "O", "N", "F", "Cl", "OC", "NC", "S", "Br")
 
@@ -133,7 +166,12 @@ def build(
     counts = np.array([_properties(m) for m in chosen], dtype=np.float64)
     label = torch.from_numpy(((counts[:, 1] > 0) * 2 + (counts[:, 2] > 0)).astype(np.int64))
     return Arrays(
-        {"x": torch.from_numpy(x), "label": label, "twin": torch.from_numpy(twin), "properties": torch.from_numpy(counts)},
+        {
+            "x": torch.from_numpy(x),
+            "label": label,
+            "twin": torch.from_numpy(twin),
+            "properties": torch.from_numpy(counts),
+        },
         "smiles",
         "known and generated small molecules",
         CLASSES,
@@ -158,18 +196,19 @@ def respell(molecule: Molecule, rng: np.random.Generator) -> str:
 
 def grow(rng: np.random.Generator, most: int = 14) -> Molecule:
     """A random molecule of at most `most` heavy atoms: a core with two to six substitutions at atoms with hydrogen to spare."""
-    molecule = molecules.read(str(rng.choice(_CORES)))
+    molecule = molecules.read(_CORES[rng.integers(len(_CORES))])
     assert molecule is not None
     for _ in range(int(rng.integers(2, 7))):
         sites = [i for i in range(len(molecule.elements)) if molecule.free(i) > 0 and molecule.elements[i] != "S"]
         if not sites:
             break
-        site = int(rng.choice(sites))
+        site = sites[rng.integers(len(sites))]
         hetero = molecule.elements[site] != "C" or any(molecule.elements[j] in "NO" for j in molecule.bonds[site])
         if not hetero and not molecule.aromatic[site] and molecule.free(site) >= 2 and rng.random() < 0.2:
             molecule.bond(site, molecule.add("O"), 2)
             continue
-        part = molecules.read(str(rng.choice(_ON_ANY if hetero else _ON_ANY + _ON_CARBON)))
+        parts = _ON_ANY if hetero else _ON_ANY + _ON_CARBON
+        part = molecules.read(parts[rng.integers(len(parts))])
         assert part is not None
         if len(molecule.elements) + len(part.elements) <= most:
             _join(molecule, site, part)

@@ -123,7 +123,9 @@ def _voice(draw: Draw, pitch: Floats, formants: Floats, envelope: Floats, sample
             for k in range(3):
                 centre, width = formants[rows, :, k], _BANDWIDTHS[k]
                 # magnitude of a resonator of unit gain at zero frequency
-                gain *= centre**2 / np.sqrt((centre**2 - frequency[:, None] ** 2) ** 2 + (width * frequency[:, None]) ** 2)
+                gain *= centre**2 / np.sqrt(
+                    (centre**2 - frequency[:, None] ** 2) ** 2 + (width * frequency[:, None]) ** 2
+                )
             level = gain * envelope[rows] * audible / h**1.2
             amplitude = level[:, left] * (1.0 - share) + level[:, left + 1] * share
             out[rows] += amplitude * np.sin(h * (2 * np.pi * turns[rows] + phase[rows, None]))

@@ -11,7 +11,11 @@ from fokker.data.source import Arrays
 from fokker.data.words import PAD, Words
 from fokker.errors import FokkerError, unknown
 
-SIZE_WORDS, ROW_WORDS, COLUMN_WORDS = ("small", "medium", "large"), ("top", "middle", "bottom"), ("left", "centre", "right")
+SIZE_WORDS, ROW_WORDS, COLUMN_WORDS = (
+    ("small", "medium", "large"),
+    ("top", "middle", "bottom"),
+    ("left", "centre", "right"),
+)
 VOCABULARY = (PAD, "and", *SIZE_WORDS, *draw_shapes.COLOURS, *draw_shapes.NAMES, *ROW_WORDS, *COLUMN_WORDS)
 FACTORS = ("size", "x", "y", "cos", "sin")
 BACKGROUNDS = ("black", "grey", "gradient")
@@ -64,14 +68,15 @@ def build(
     visible = np.empty_like(seen)
     visible[order] = seen
     captions = _captions(shape, colour, pose, (h, w))
-    squeeze = (lambda a: a[:, 0]) if objects == 1 else (lambda a: a)
     factors = np.concatenate([pose[:, :, :3], np.cos(pose[:, :, 3:]), np.sin(pose[:, :, 3:])], axis=2)
     numbered = np.array([list(shapes).index(s) if s in shapes else -1 for s in draw_shapes.NAMES])[shape]
-    tensors = {"x": picture, "label": numbered[:, 0], "colour": squeeze(colour), "factors": squeeze(factors)}
+    tensors = {"x": picture, "label": numbered[:, 0], "colour": colour, "factors": factors}
     if objects > 1:
         tensors["shape"] = numbered
     if hue:
-        tensors["hue"] = squeeze(turn)
+        tensors["hue"] = turn
+    if objects == 1:
+        tensors |= {k: v[:, 0] for k, v in tensors.items() if k in ("colour", "factors", "hue")}
     if alpha:
         opacity = draw.uniform("opacity", 1, low=0.3, high=1.0)
         plane = np.rint(visible * opacity[..., None, None] * 255).astype(np.uint8)
@@ -91,7 +96,10 @@ def build(
 def _validate(objects: int, shapes: Sequence[str], colours: Sequence[str], background: str) -> None:
     if objects not in _RADII:
         raise FokkerError(f"objects={objects}; give 1 to 4 sprites a picture")
-    for kind, given, accepted in (("shape", shapes, draw_shapes.NAMES), ("colour", colours, tuple(draw_shapes.COLOURS))):
+    for kind, given, accepted in (
+        ("shape", shapes, draw_shapes.NAMES),
+        ("colour", colours, tuple(draw_shapes.COLOURS)),
+    ):
         if not given:
             raise FokkerError(f"no {kind}s given; choose from {', '.join(accepted)}")
         for name in given:

@@ -1,4 +1,4 @@
-"""Real English: the Zen of Python, the manual inside `pydoc` and scikit-learn's data set descriptions, as characters or words."""
+"""Real English: Python's Zen and manual and scikit-learn's data set descriptions, as characters or words."""
 
 import contextlib
 import io
@@ -50,7 +50,8 @@ def corpus() -> str:
 
 def _is_prose(paragraph: str) -> bool:
     letters = sum(c in ALPHABET for c in paragraph)
-    return len(paragraph.split()) >= 8 and letters >= 0.94 * len(paragraph) and paragraph[0].isalpha() and "..." not in paragraph
+    sentence = len(paragraph.split()) >= 8 and paragraph[0].isalpha() and "..." not in paragraph
+    return sentence and letters >= 0.94 * len(paragraph)
 
 
 def build(
@@ -84,10 +85,13 @@ def build(
     x = tokens[starts[:, None] + np.arange(length)]
     between = "" if level == "char" and symbols is None else " "
     texts = [between.join(names[t] for t in row) for row in x]
-    return Arrays({"x": torch.from_numpy(x)}, "text", f"English, {level} level", vocabulary=names, texts={"text": texts}, bounds=None)
+    about, tensors = f"English text, {level} level", {"x": torch.from_numpy(x)}
+    return Arrays(tensors, "text", about, vocabulary=names, texts={"text": texts}, bounds=None)
 
 
-def stream(level: str = "char", vocabulary: int = 512, symbols: int | None = None) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def stream(
+    level: str = "char", vocabulary: int = 512, symbols: int | None = None
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """The whole text as tokens, and the name of each token."""
     text = corpus()
     if level == "word":
@@ -103,7 +107,7 @@ def stream(level: str = "char", vocabulary: int = 512, symbols: int | None = Non
 
 
 def chain(symbols: int = 4) -> tuple[Floats, Floats]:
-    """An order-1 Markov chain fitted to the coarse text: first-symbol probabilities (k,) and transitions (k, k), rows sum to 1."""
+    """The order-1 Markov chain of the coarse text: probabilities of a symbol (k,) and transitions (k, k), rows sum to 1."""
     if symbols not in COARSE:
         raise FokkerError(f"symbols={symbols}; give 2, 3 or 4")
     tokens, _ = stream("char", symbols=symbols)

@@ -41,6 +41,7 @@ def build(
     velocity = pace[:, None] * np.stack([np.cos(heading), np.sin(heading)], axis=1)
     reach = np.maximum(half - radius[:, None], 1e-9)
     track = _bounce(draw.uniform("start", 2, low=-1.0, high=1.0) * reach, velocity, reach, frames)
+    classes: tuple[str, ...]
     if kind == "sprites":
         picture, label, colour = _sprites(draw, track, radius, (h, w))
         classes, extra = shapes.NAMES, {"colour": torch.from_numpy(colour)}
@@ -67,12 +68,11 @@ def _bounce(start: Floats, velocity: Floats, reach: Floats, frames: int) -> Floa
     return np.asarray(np.minimum(phase, 4 * wall - phase) - wall)
 
 
-def _sprites(
-    draw: Draw, track: Floats, radius: Floats, size: tuple[int, int]
-) -> tuple[np.ndarray, Ints, Ints]:
+def _sprites(draw: Draw, track: Floats, radius: Floats, size: tuple[int, int]) -> tuple[np.ndarray, Ints, Ints]:
     n, frames = track.shape[:2]
     shape, colour = draw.integers("shape", len(shapes.NAMES)), draw.integers("colour", len(shapes.COLOURS))
-    angle = draw.uniform("angle", high=2 * np.pi)[:, None] + draw.uniform("spin", low=-0.2, high=0.2)[:, None] * np.arange(frames)
+    start, spin = draw.uniform("angle", high=2 * np.pi), draw.uniform("spin", low=-0.2, high=0.2)
+    angle = start[:, None] + spin[:, None] * np.arange(frames)
     pose = np.concatenate([np.repeat(radius, frames)[:, None], track.reshape(-1, 2), angle.reshape(-1, 1)], axis=1)
     rgb = np.array(list(shapes.COLOURS.values()))[colour]
     picture, _ = shapes.paint(

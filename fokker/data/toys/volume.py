@@ -68,7 +68,7 @@ def ellipsoid(
         rows = slice(start, min(start + block, len(axes)))
         local = points[None] - centre[rows, None]
         if rotation is not None:
-            local = sum(local[:, :, k, None] * rotation[rows, None, k] for k in range(3))
+            local = np.einsum("npk,nkj->npj", local, rotation[rows])
         scaled = local / axes[rows, None]
         k0 = np.sqrt((scaled**2).sum(-1))
         k1 = np.sqrt(((scaled / axes[rows, None]) ** 2).sum(-1))
@@ -98,7 +98,6 @@ def _any_pose(draw: Draw) -> Floats:
 
 def _phantom(draw: Draw, size: tuple[int, int, int], lesions: float) -> tuple[Floats, Floats, Floats]:
     """Volumes in [-1, 1], lesion masks, and factors (n, 5)."""
-    n = len(draw)
     head = draw.uniform("head", 3, low=0.72, high=0.92)
     still = draw.uniform("place", 3, low=-0.04, high=0.04)
     skull = ellipsoid(head, still, None, size)
