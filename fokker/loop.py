@@ -131,7 +131,7 @@ def lay(
     def make(n: int) -> Grid:
         return kind(n, start=start, end=end)
 
-    return chosen.plan(process, make(steps if steps is not None else chosen.steps_for(int(nfe or 0), process, make)))
+    return chosen.plan(process, make(steps)) if steps is not None else chosen.budget(int(nfe or 0), process, make)
 
 
 def _fits(denoiser: Denoiser, plan: Plan, inputs: tuple[Tensor, ...], cond: dict[str, Cond]) -> None:

@@ -24,7 +24,7 @@ One class in one file and a record in `fokker/catalogue` make it importable, lis
 class in a file of your own runs as `solver="mymodule:MyDDIM"` without either.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -69,7 +69,7 @@ class Solver:
         D = draft.ask(x, t)
         return s.alpha * D + s.sigma * x, nodes[1:]
 
-    def steps_for(self, nfe: int, process: Process, make_grid: Any) -> int:
+    def steps_for(self, nfe: int, process: Process, make_grid: Callable[[int], Grid]) -> int:
         """The largest number of steps whose plan asks at most `nfe` times; raises FokkerError if one step asks more."""
         for steps in range(nfe, 0, -1):
             if steps * self.evaluations > nfe + self.evaluations:
@@ -77,6 +77,10 @@ class Solver:
             if self.plan(process, make_grid(steps)).nfe <= nfe:
                 return steps
         raise FokkerError(f"{type(self).__name__} needs more than nfe={nfe} evaluations for one step; raise nfe")
+
+    def budget(self, nfe: int, process: Process, make_grid: Callable[[int], Grid]) -> Plan:
+        """The plan that makes the best of at most `nfe` evaluations; `make_grid` gives the grid for a number of steps."""
+        return self.plan(process, make_grid(self.steps_for(nfe, process, make_grid)))
 
     @property
     def config(self) -> dict[str, Any]:
