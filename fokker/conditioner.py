@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fokker.data.source import Condition
-from fokker.data.words import PAD
+from fokker.data.words import PAD, Words
 from fokker.errors import FokkerError, unknown
 from fokker.net.layers import seeded
 
@@ -32,9 +32,9 @@ class Conditioner(nn.Module):
         with seeded(seed):
             for name, c in self.conditions.items():
                 if len(c.shape) > 1:
-                    raise FokkerError(f"condition {name!r} has shape {c.shape}; only single values and lists become tokens")
+                    raise FokkerError(f"condition {name!r} has shape {c.shape}; only values and lists become tokens")
                 if c.discrete and not c.names:
-                    raise FokkerError(f"condition {name!r} is a category without names; give the data set's names for it")
+                    raise FokkerError(f"condition {name!r} is a category without names; name its categories")
                 length = c.shape[0] if c.shape else 1
                 self.tables[name] = nn.Embedding(len(c.names), width) if c.discrete else nn.Linear(length, width)
                 self.places[name] = nn.Parameter(0.3 * torch.randn(length if c.discrete else 1, width))
@@ -102,19 +102,17 @@ def read(n: int, conditions: Mapping[str, Condition], given: Mapping[str, object
     return out
 
 
-def _rows(n: int, name: str, c: Condition, value: object) -> Tensor:
+def _rows(n: int, name: str, c: Condition, value: Any) -> Tensor:
     if c.discrete:
-        if c.shape and (isinstance(value, str) or (_is_list(value) and all(isinstance(v, str) for v in value))):
-            from fokker.data.words import Words
-
-            texts = [value] if isinstance(value, str) else list(value)
+        texts = [value] if isinstance(value, str) else value
+        if c.shape and PAD in c.names and _is_list(texts) and all(isinstance(v, str) for v in texts):
             tensor = Words(c.names, c.shape[0]).encode(texts)
         else:
             tensor = torch.as_tensor(_numbers(name, c, value), dtype=torch.int64)
         if tensor.numel() and not -1 <= int(tensor.min()) <= int(tensor.max()) < len(c.names):
             raise FokkerError(f"{name}={tensor.tolist()} is out of range; use 0 to {len(c.names) - 1}, -1 for none")
     else:
-        tensor = torch.as_tensor(value, dtype=torch.float32)  # type: ignore[arg-type]
+        tensor = torch.as_tensor(value, dtype=torch.float32)
     if tuple(tensor.shape) == c.shape or (tuple(tensor.shape[1:]) == c.shape and len(tensor) == 1):
         return tensor.reshape(1, *c.shape).expand(n, *c.shape).contiguous()
     if tuple(tensor.shape) != (n, *c.shape):

@@ -170,7 +170,7 @@ def load(name: str | Path, device: torch.device | str = "cpu") -> Model:
     tensors, header = store.read(path)
     if header.get("format") != FORMAT or header.keys() != _HEADER:
         found = header.get("format", "file of another kind")
-        raise FokkerError(f"{path} is a {found!r} with keys that a {FORMAT!r} does not have or lacks; train or convert it anew")
+        raise FokkerError(f"{path} is a {found!r} with keys that a {FORMAT!r} does not have or lacks; convert it")
     conditions = {k: _condition(v) for k, v in header["conditions"].items()}
     net = build_net(header["net"], header["conditioner"])
     denoiser = NetworkDenoiser(net, build_process(header["process"]), header["prediction"], header["sigma_data"])

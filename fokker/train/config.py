@@ -102,7 +102,7 @@ class Recipe:
 
     def trajectory(self) -> dict[str, Any]:
         """The part that determines the weights after n samples, as JSON: what a resumed run must share with its beginning."""
-        free = {"out", "checkpoint", "log", "precision", "compile", "accumulate", "patience", "cpu", "store", "resume", "card"}
+        free = ["out", "checkpoint", "log", "precision", "compile", "accumulate", "patience", "cpu", "store", "resume", "card"]
         tree = {k: v for k, v in dataclasses.asdict(self).items() if k not in free}
         if self.rate.kind not in ("cosine", "linear"):
             del tree["samples"]  # such a run may be made longer

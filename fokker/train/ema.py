@@ -36,7 +36,7 @@ class Average:
         if self.kind not in KINDS:
             raise unknown("average", self.kind, KINDS)
         if not 0 < self.width < 12**-0.5:
-            raise FokkerError(f"width={self.width} of an average is not accepted; use a number in (0, 0.288), such as 0.1")
+            raise FokkerError(f"width={self.width} of an average is not accepted; use a number in (0, 0.288)")
         if self.halflife <= 0 or self.warmup <= 0:
             raise FokkerError(f"halflife={self.halflife}, warmup={self.warmup} of an average; both must be positive")
 
@@ -60,7 +60,7 @@ class Average:
         knee = self.halflife / self.warmup
         early = max(0.0, math.log(min(now, knee) / min(before, knee))) / self.warmup
         late = (max(now, knee) - max(before, knee)) / self.halflife
-        return 2.0 ** -(early + late)
+        return float(2.0 ** -(early + late))
 
 
 class EMA:
@@ -70,7 +70,8 @@ class EMA:
         self.average = average
         self.live: dict[str, nn.Parameter] = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self.copy: dict[str, Tensor] = {name: p.detach().clone() for name, p in self.live.items()}
-        self._live, self._copy = list(self.live.values()), list(self.copy.values())
+        self._live: list[Tensor] = list(self.live.values())
+        self._copy = list(self.copy.values())
 
     @torch.no_grad()
     def update(self, before: int, now: int) -> None:

@@ -1,6 +1,5 @@
 """The next batch, made ready while the current one is being trained on."""
 
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -41,7 +40,7 @@ class Feed:
         self.batch, self.seed, self.conditions, self.device = batch, seed, conditions, device
         share = batch // world
         self.rows = torch.arange(rank * share, (rank + 1) * share).chunk(parts)
-        self._indices: Callable[[int], object] = lambda first: batch_indices(first, batch, len(source), seed, rank, world)
+        self.rank, self.world = rank, world
         self._pool = ThreadPoolExecutor(1, "fokker-feed", initializer=torch.set_num_threads, initargs=(1,))
         self._ahead: tuple[int, Future[list[Tensors]]] | None = None
 
@@ -54,7 +53,8 @@ class Feed:
         return ready
 
     def _make(self, first: int) -> list[Tensors]:
-        whole = self.source.batch(self._indices(first))  # type: ignore[arg-type]
+        indices = batch_indices(first, self.batch, len(self.source), self.seed, self.rank, self.world)
+        whole = self.source.batch(indices)
         parts = []
         offset = 0
         for rows in self.rows:

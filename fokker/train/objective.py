@@ -178,7 +178,7 @@ class Denoising(Objective):
             if value is not None and not given:
                 raise FokkerError(f"{option}={value} has no effect without {owner}; set that or leave {option} out")
         if not 0 <= self.drop < 1:
-            raise FokkerError(f"drop={self.drop} is not accepted; give the share of samples without conditions, in [0, 1)")
+            raise FokkerError(f"drop={self.drop} is not accepted; give a share of the samples, in [0, 1)")
         if self.resolution <= 0 or (self.std is not None and self.std <= 0):
             raise FokkerError(f"resolution={self.resolution}, std={self.std}; both must be positive")
 
@@ -233,4 +233,5 @@ class Denoising(Objective):
         cond: dict[str, Any] = {k: v for k, v in drawn.items() if k not in ("x", "eps", "t", "weight")}
         x_t = denoiser.process.add_noise(drawn["x"], drawn["eps"], drawn["t"], cond.get("y"))
         error = denoiser(x_t, drawn["t"], **cond) - drawn["x"]
-        return drawn["weight"] * error.square().flatten(1).mean(1)
+        loss: Tensor = drawn["weight"] * error.square().flatten(1).mean(1)
+        return loss

@@ -106,7 +106,7 @@ def assemble(recipe: Recipe, source: Source) -> Model:
 def measured_std(source: Source, most: int = 4096) -> float:
     """The standard deviation of the data about their mean, over at most `most` evenly spaced items, to four digits."""
     n = len(source)
-    picked = torch.linspace(0, n - 1, min(n, most)).round().long().unique()
+    picked = [i * n // min(n, most) for i in range(min(n, most))]
     x = source.batch(picked)["x"].to(torch.float64)
     return float(f"{(x - x.mean()).square().mean().sqrt().item():.4g}")
 
@@ -174,17 +174,16 @@ def pictures(settings: Pictures, model: Model, out: Path) -> Callable[[Trainer],
 
         device = trainer.accelerator.device
         process = model.process
-        cond: dict[str, Any] = {}
         shown = trainer.source.batch(torch.arange(settings.n) % len(trainer.source))
-        cond = {k: shown[k].to(device) for k in model.conditions}
+        cond: dict[str, Any] = {k: shown[k].to(device) for k in model.conditions}
         if model.labels:
             cond["label"] = torch.arange(settings.n, device=device) % len(model.labels)
         start = process.start(noise((settings.n, *model.shape), seed=0).to(device), cond.get("y"))
         with trainer.ema.swapped(), torch.no_grad():
             x = sample(model.denoiser, start, solver=settings.solver, steps=settings.steps, **cond)
-        page = tile(model.codec.decode(x).cpu())
+        page = tile(model.decode(x))
         path = out / "pictures" / f"{trainer.state.samples:012d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(page.squeeze(-1) if page.shape[-1] == 1 else page).save(path)
+        Image.fromarray(page).save(path)
 
     return action

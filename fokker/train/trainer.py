@@ -28,7 +28,7 @@ PRECISIONS = ("auto", "no", "bf16")
 
 @dataclass(frozen=True)
 class Optimiser:
-    """AdamW. Matrices and kernels decay by `weight_decay`; gains and biases do not. `clip` bounds the gradient norm (0 = off)."""
+    """AdamW; matrices and kernels decay by `weight_decay`, gains and biases do not; `clip` bounds the gradient norm (0 = off)."""
 
     beta1: float = 0.9
     beta2: float = 0.99
@@ -57,7 +57,7 @@ class Optimiser:
 
 
 def flag(optimiser: torch.optim.Optimizer, scale: Tensor | None, bad: Tensor) -> None:
-    """Tell a fused optimiser to divide gradients by `scale` and to skip its step where `bad` is 1, without asking the device."""
+    """Tell a fused optimiser to divide gradients by `scale` and to skip its step where `bad` is 1; nobody waits for the device."""
     optimiser.grad_scale = scale  # type: ignore[attr-defined]
     optimiser.found_inf = bad  # type: ignore[attr-defined]
 
@@ -123,8 +123,8 @@ class Trainer:
         cpu: bool = False,
         quiet: bool = False,
     ) -> None:
-        counts = {"samples": samples, "every": every, "log_every": log_every, "patience": patience, "accumulate": accumulate}
-        for name, value in counts.items():
+        counts = {"samples": samples, "every": every, "log_every": log_every}
+        for name, value in (counts | {"patience": patience, "accumulate": accumulate}).items():
             if value < 1:
                 raise FokkerError(f"{name}={value} is not accepted; use at least 1")
         self.denoiser, self.source, self.objective = denoiser, source, objective
@@ -305,7 +305,7 @@ def _accelerator(precision: str, cpu: bool, tensorboard: Path | None) -> "Accele
         project_dir=str(tensorboard) if tensorboard else None,
     )
     if found.distributed_type.value in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        raise FokkerError(f"{found.distributed_type.value} is not supported by this trainer; launch with --multi_gpu (DDP)")
+        raise FokkerError(f"{found.distributed_type.value} is not supported here; launch with --multi_gpu (DDP)")
     return found
 
 
