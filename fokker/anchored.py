@@ -3,6 +3,7 @@
 Each has beta != 0. x_t - beta(t) y is a plain process with the same alpha and sigma, so every solver works on them.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -100,22 +101,28 @@ class Resfusion(Process):
     beta_max: float = 20.0
     anchored = True
 
-    def _a(self, t: Tensor) -> Tensor:
+    def __post_init__(self) -> None:
         vp = VP(self.beta_min, self.beta_max)
-        half = vp.time(torch.tensor(1 / 3, dtype=torch.float64).log())  # alpha = 1/2, sigma^2 = 3/4
-        return vp._alpha(t * half)
+        half = vp.time(math.log(1 / 3)).item()  # alpha = 1/2, sigma^2 = 3/4
+        object.__setattr__(self, "_vp", vp)
+        object.__setattr__(self, "_half", half)
+        super().__post_init__()
+
+    def _a(self, t: Tensor) -> Tensor:
+        a: Tensor = self._vp._alpha(t * self._half)  # type: ignore[attr-defined]
+        return a
 
     def _alpha(self, t: Tensor) -> Tensor:
-        # the table of VP rounds at t = 1, where alpha is 0 by construction
-        return (2 * self._a(t) - 1).clamp_min(0)
+        # the time of a = 1/2 is rounded; alpha is 0 there by construction
+        rest = 2 * self._a(t) - 1
+        return torch.where(rest > 1e-12, rest, torch.zeros_like(rest))
 
     def _beta(self, t: Tensor) -> Tensor:
         return 1 - self._a(t)
 
     def _sigma(self, t: Tensor) -> Tensor:
-        vp = VP(self.beta_min, self.beta_max)
-        half = vp.time(torch.tensor(1 / 3, dtype=torch.float64).log())
-        return vp._sigma(t * half)
+        sigma: Tensor = self._vp._sigma(t * self._half)  # type: ignore[attr-defined]
+        return sigma
 
 
 @dataclass(frozen=True, eq=False)

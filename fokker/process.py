@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fokker.errors import FokkerError, unknown
-from fokker.keyed import noise
+from fokker.keyed import noise, uniform
 
 Time = float | Tensor
 PREDICTIONS = ("x0", "eps", "v", "score", "flow", "edm")
@@ -39,7 +39,6 @@ class Process:
 
     Subclasses are frozen dataclasses that define `_alpha(t)` and `_sigma(t)` (and `_beta(t)`) on float64 tensors. The
     signal-to-noise ratio must fall strictly in t, or construction raises FokkerError naming the first time where it does not.
-
     `end` is the time at which plans stop unless told otherwise; `anchored` says that beta is not zero.
     """
 
@@ -50,13 +49,15 @@ class Process:
     def __post_init__(self) -> None:
         t = torch.linspace(0, 1, 1025, dtype=torch.float64)
         alpha, sigma = self.alpha(t), self.sigma(t)
-        if not (torch.isfinite(alpha).all() and torch.isfinite(sigma).all() and (sigma >= 0).all()):
-            raise FokkerError(f"{self!r}: alpha and sigma must be finite on [0, 1] and sigma not negative")
+        good = torch.isfinite(alpha) & torch.isfinite(sigma) & (alpha >= 0) & (sigma >= 0)
+        if not good.all():
+            at = float(t[~good][0])
+            raise FokkerError(f"{self!r}: alpha and sigma must be finite and not negative, but are not at t={at:.4f}")
         # the angle is finite where the log-SNR is not, and monotone exactly when the SNR is
-        angle = torch.atan2(sigma, alpha)[sigma + alpha.abs() > 0]
-        stuck = (angle.diff() <= 0).nonzero()
+        known = sigma + alpha > 0
+        stuck = (torch.atan2(sigma, alpha)[known].diff() <= 0).nonzero()
         if len(stuck):
-            at = float(t[int(stuck[0])])
+            at = float(t[known][int(stuck[0]) + 1])
             raise FokkerError(f"{self!r}: the signal-to-noise ratio must fall strictly, but does not at t={at:.4f}")
 
     # --- what a process states -----------------------------------------------------------------------------------
@@ -85,9 +86,10 @@ class Process:
         return self._beta(as_time(t))
 
     def logsnr(self, t: Time) -> Tensor:
-        """log(alpha^2 / sigma^2), elementwise in `t`; +inf where sigma is 0 and -inf where alpha is 0."""
+        """log(alpha^2 / sigma^2), elementwise in `t`; -inf where alpha is 0 (also if sigma is), +inf where only sigma is."""
         t = as_time(t)
-        return 2 * (torch.log(self._alpha(t).clamp_min(0)) - torch.log(self._sigma(t)))
+        alpha, sigma = self._alpha(t), self._sigma(t)
+        return 2 * (torch.log(alpha) - torch.log(torch.where(alpha == 0, torch.ones_like(sigma), sigma)))
 
     def time(self, logsnr: Time) -> Tensor:
         """The t at which the log-SNR has the given value, clamped to [0, 1]; differentiable in `logsnr`."""
@@ -100,35 +102,44 @@ class Process:
                 low, high = torch.where(noisier, low, middle), torch.where(noisier, middle, high)
         t = (low + high) / 2
         if target.requires_grad:
-            # one Newton step on top of the bisection carries the gradient of the implicit function
-            t = t - (self.logsnr(t) - target) / derivative(self.logsnr, t).detach()
+            # the gradient of the implicit function; none where the value was clamped
+            ends = self.logsnr(torch.tensor([1.0, 0.0], dtype=torch.float64, device=t.device))
+            inside = (target > ends[0]) & (target < ends[1])
+            slope = torch.where(inside, derivative(self.logsnr, torch.where(inside, t, 0.5)), torch.inf)
+            t = t + (target - target.detach()) / slope
         return t
 
     def at(self, t: float) -> tuple[float, float, float]:
-        """(alpha, beta, sigma) as Python floats, remembered: what a denoiser needs in a loop."""
+        """(alpha, beta, sigma) of the state at time t as Python floats, remembered: what a denoiser needs in a loop.
+
+        At a bridge's pinned end, where alpha and sigma are 0, sigma is given as 1: the state there keeps unit noise (`start`).
+        """
         if t not in self._known:
             if len(self._known) > 4096:
                 self._known.clear()
-            self._known[t] = (self.alpha(t).item(), self.beta(t).item(), self.sigma(t).item())
+            alpha, sigma = self.alpha(t).item(), self.sigma(t).item()
+            self._known[t] = (alpha, self.beta(t).item(), sigma if alpha + sigma > 0 else 1.0)
         return self._known[t]
 
     def coefficients(self, t: Time, x: Tensor) -> tuple[Any, Any, Any]:
-        """(alpha, beta, sigma) to multiply `x` with: floats for one time, tensors of x's dtype and rank for many."""
+        """`at(t)` to multiply `x` with: floats for one time, tensors of x's dtype and rank for many."""
         if not isinstance(t, Tensor):
             return self.at(float(t))
         if t.ndim == 0 and t.device.type == "cpu" and not t.requires_grad:
             return self.at(t.item())
-        alpha, beta, sigma = (expand(c, x).to(x.device, x.dtype) for c in (self.alpha(t), self.beta(t), self.sigma(t)))
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        sigma = torch.where(alpha + sigma > 0, sigma, torch.ones_like(sigma))
+        alpha, beta, sigma = (expand(c, x).to(x.device, x.dtype) for c in (alpha, self.beta(t), sigma))
         return alpha, beta, sigma
 
     def drift(self, t: Time) -> Tensor:
-        """f(t) of the forward SDE dx = f x dt + g dw (for x - beta y), that is d log(alpha) / dt."""
-        t = as_time(t)
+        """f(t) of the forward SDE dx = f x dt + g dw (for x - beta y), d log(alpha) / dt; at the ends a hair inside."""
+        t = as_time(t).clamp(1e-12, 1 - 1e-12)
         return derivative(self._alpha, t) / self._alpha(t)
 
     def diffusion(self, t: Time) -> Tensor:
-        """g(t)^2 of the forward SDE, that is -sigma^2 d logsnr / dt."""
-        t = as_time(t)
+        """g(t)^2 of the forward SDE, -sigma^2 d logsnr / dt; at the ends a hair inside."""
+        t = as_time(t).clamp(1e-12, 1 - 1e-12)
         sigma, alpha = self._sigma(t), self._alpha(t)
         return 2 * sigma * (derivative(self._sigma, t) - sigma * derivative(self._alpha, t) / alpha)
 
@@ -150,21 +161,20 @@ class Process:
         if prediction == "flow":
             time = as_time(t)
             rate = [derivative(f, time) for f in (self._alpha, self._sigma)]
-            d_alpha, d_sigma = (r.item() if r.ndim == 0 else expand(r, x).to(x.device, x.dtype) for r in rate)
+            many = isinstance(alpha, Tensor)
+            d_alpha, d_sigma = (expand(r, x).to(x.device, x.dtype) if many else r.item() for r in rate)
             return sigma, d_sigma, sigma * d_alpha - alpha * d_sigma
         raise unknown("prediction", prediction, [p for p in PREDICTIONS if p != "edm"])
 
     def to_x0(self, prediction: str, value: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """x_0 from what a network predicted at x_t - beta y; undefined where the prediction says nothing about x_0."""
         a, b, c = self.relation(prediction, t, x_t)
-        x_0: Tensor = (a * value - b * x_t) / c
-        return x_0
+        return (a * value - b * x_t) / c  # type: ignore[no-any-return]
 
     def from_x0(self, prediction: str, x_0: Tensor, x_t: Tensor, t: Time) -> Tensor:
         """eps, v, score or flow (velocity) that belongs to the belief x_0 at x_t - beta y."""
         a, b, c = self.relation(prediction, t, x_t)
-        value: Tensor = (b * x_t + c * x_0) / a
-        return value
+        return (b * x_t + c * x_0) / a  # type: ignore[no-any-return]
 
     def add_noise(self, x_0: Tensor, eps: Tensor, t: Time, y: Tensor | None = None) -> Tensor:
         """x_t = alpha x_0 + beta y + sigma eps; shapes as x_0, with `t` one time or one per leading index."""
@@ -175,11 +185,10 @@ class Process:
     def start(self, eps: Tensor, y: Tensor | None = None, t: float = 1.0) -> Tensor:
         """The state at the noise end, beta y + sigma eps, from unit normal `eps`.
 
-        Where sigma is 0 there (bridges), the returned state keeps unit noise: the first row of a plan leaves the point mass
-        with it.
+        A bridge has no noise there; its state keeps unit noise, with which the first row of a plan leaves the point mass.
         """
         _, beta, sigma = self.at(t)
-        x = (sigma if sigma > 0 else 1.0) * eps
+        x = sigma * eps
         return x + beta * self.anchor(y) if self.anchored else x
 
     def anchor(self, y: Tensor | None) -> Tensor:
@@ -204,8 +213,7 @@ class Process:
 
 def derivative(f: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """df/dt elementwise, exact; itself differentiable."""
-    rate: Tensor = torch.func.jvp(f, (t,), (torch.ones_like(t),))[1]
-    return rate
+    return torch.func.jvp(f, (t,), (torch.ones_like(t),))[1]  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +237,7 @@ class VP(Process):
 
     def time(self, logsnr: Time) -> Tensor:
         slope = self.beta_max - self.beta_min
-        integral = torch.nn.functional.softplus(-as_time(logsnr))  # = int_0^t beta
+        integral = torch.nn.functional.softplus(-as_time(logsnr), threshold=50)  # = int_0^t beta
         t = 2 * integral / (torch.sqrt(self.beta_min**2 + 2 * slope * integral) + self.beta_min)
         return t.clamp(0, 1)
 
@@ -271,7 +279,8 @@ class TableVP(Process):
         return angles[row] + (place - row) * (angles[row + 1] - angles[row])
 
     def _alpha(self, t: Tensor) -> Tensor:
-        return torch.cos(self._angle(t)).clamp_min(0)
+        # as a sine of what is left, so that alpha reaches 0 exactly where the table says so
+        return torch.sin(torch.pi / 2 - self._angle(t))
 
     def _sigma(self, t: Tensor) -> Tensor:
         return torch.sin(self._angle(t))
@@ -381,10 +390,11 @@ class PFGMPP(EDM):
     D: float = 2048.0
 
     def sample_noise(self, shape: tuple[int, ...], seed: int = 0, ids: Any = None, **where: Any) -> Tensor:
-        import numpy as np
+        from scipy.special import gammaincinv
 
         normal = noise(shape, seed, ids, **where)
-        names = range(len(normal)) if ids is None else [int(i) for i in ids]
-        gamma = [np.random.Generator(np.random.Philox(key=[seed, i])).standard_gamma(self.D / 2) for i in names]
-        radius = torch.sqrt(self.D / (2 * torch.tensor(gamma, dtype=torch.float64)))
-        return normal * expand(radius, normal).to(normal)
+        # one chi2_D a sample, by its quantile; bit 55 of the index keeps its words apart from those of the normals
+        index = torch.as_tensor(where.get("index", 0)).cpu() | 1 << 55
+        u = uniform((shape[0], 1), seed, ids, where.get("stream", "start"), index)[:, 0]
+        chi2 = 2 * torch.from_numpy(gammaincinv(self.D / 2, u.cpu().numpy()))
+        return normal * expand(torch.sqrt(self.D / chi2), normal).to(normal)
