@@ -12,6 +12,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+import numpy as np
 import pytest
 import typer
 
@@ -59,26 +60,32 @@ REFUSED: dict[str, list[str]] = {
     "--steps": ["0", "-1", "x", "1.5", "", "1e3", "nan", "99999999999999999999", "0x10", "10001", "--"],
     "--nfe": ["0", "-7", "many", "2.0", "", "inf", "1000000000000"],
     "--process": ["vpp", "", "VP", ":", "ddim", "vp:beta_min=-5", "vp:beta=3", "vp:1,2,3,4", "edm:sigma_max=x", "a:b",
-                  "{binary}", "nothere:Process", "os:getcwd", "vp:beta_min=0,beta_max=0", "vp:,=", "fokker.solve:Solver"],
-    "--grid": ["unifrom", "", "karras:rho=x", "logsnr:3", "vp", "ddim", "a b", "karras:power=2", "json:loads", "\0", "💥"],
+                  "{binary}", "nothere:Process", "os:getcwd", "vp:beta_min=0,beta_max=0", "vp:,=",
+                  "fokker.solve:Solver"],
+    "--grid": ["unifrom", "", "karras:rho=x", "logsnr:3", "vp", "ddim", "a b", "karras:power=2", "json:loads", "\0",
+               "💥"],
     "--end": ["-0.1", "1.1", "x", "nan", "inf", "", "1", "-inf"],
     "--seeds": ["", "x", "3..1", "1..", "..", "-1", "1.5", "0..99999999999", "1,,2", "٣"],
     "--family": ["solver", "", "blocks ", "Solvers", "nothing"],
     "--kind": ["solvers", "", "thing"],
     "--status": ["work", "", "reproduced", "WORKS"],
     "--size": ["64", "0x0", "x", "-1x5", "64x", "1.5x2", "", "99999999x9"],
-    "--model": ["digit", "", "{missing}.safetensors", "{binary}.safetensors", "{empty}.safetensors", "{folder}", "{torn}.safetensors",
+    "--model": ["digit", "", "{missing}.safetensors", "{binary}.safetensors", "{empty}.safetensors", "{folder}",
+                "{torn}.safetensors",
                 "{list}.json", "nope:Model", "{recipe}.yaml", "/", "..", "~"],
     "--n": ["0", "-1", "1000001", "x", "1.5", "1e3", ""],
     "--seed": ["", "x", "-1", "1.5", "3..1", "0..", "1e3", "0,,1", "0...3", "seed"],
     "--label": ["10", "-5", "three", "", "0,99", "3.5", "1..x"],
     "--prompt": ["a red circle", "", "3"],
     "--cond": ["label", "=3", "lable=3", "label=x", "label=3.5", "", "tokens=1", "y=0", "label=", "label=[1,2,3]"],
-    "--solver": ["ddimm", "", "vp", "dpmpp-3m:order=x", "nothere:Solver", "{python}:NotASolver", "{python}:Fails", "ddim:2",
+    "--solver": ["ddimm", "", "vp", "dpmpp-3m:order=x", "nothere:Solver", "{python}:NotASolver", "{python}:Fails",
+                 "ddim:2",
                  "{brokenpython}:Solver", ":", "ddim:eta=-1"],
-    "--plan": ["{missing}.json", "{empty}.json", "{binary}.json", "{list}.json", "{wrong}.json", "{folder}", "{plan}.json", "",
+    "--plan": ["{missing}.json", "{empty}.json", "{binary}.json", "{list}.json", "{wrong}.json", "{folder}",
+               "{plan}.json", "",
                "{recipe}.yaml", "{otherplan}.json"],
-    "--guidance": ["cgf:3", "", "cfg:x", "cfg:scale=x", "cfg:3,scale=4", "cfg:sacle=3", "ddim", "{python}:NotASolver", ":", "cfg:1,2,3",
+    "--guidance": ["cgf:3", "", "cfg:x", "cfg:scale=x", "cfg:3,scale=4", "cfg:sacle=3", "ddim",
+                   "{python}:NotASolver", ":", "cfg:1,2,3",
                    "cfg:interval=3", "cfg:interval=[5,1]", "{python}:Fails", "os:getcwd"],
     "--batch": ["0", "-1", "x", "65537", ""],
     "--device": ["gpu", "", "cuda:99", "tpu", "CPU"],
@@ -86,12 +93,17 @@ REFUSED: dict[str, list[str]] = {
 }  # fmt: skip
 POSITIONAL: dict[tuple[str, ...], list[str]] = {
     ("plan",): ["ddimm", "", "DDIM", "vp", "logsnr", "ddim:order=2", "ddim:3", "dpmpp-3m:order=x", "dpmpp-2m:ordr=2",
-                "nothere:Solver", "os:getcwd", "json:JSONDecoder", "{missing}.json", "{empty}", "{binary}.json", "{list}.json",
+                "nothere:Solver", "os:getcwd", "json:JSONDecoder", "{missing}.json", "{empty}", "{binary}.json",
+                "{list}.json",
                 "{wrong}.json", "{folder}.json", "{python}:Absent", "{python}:NotASolver", "{brokenpython}:Solver",
-                "{python}:Fails", ":", "::", "=", "dpmpp-2m:order=99", "dpmpp-2m:order=-1", "{deep}.json", "{plan}.json"],
-    ("rerun",): ["{missing}.png", "{binary}.png", "{empty}.png", "{folder}", "{tiny}.safetensors", "{binary}.npz", "{list}.json", "",
-                 "{pictures}/40.png", "{binary}.safetensors", "{forged}.png", "{otherforged}.png", "{torn}.safetensors"],
-    ("train",): ["{missing}.yaml", "{binary}.yaml", "{empty}.yaml", "{folder}", "{list}.json", "{deep}.json", "{tiny}.safetensors", "",
+                "{python}:Fails", ":", "::", "=", "dpmpp-2m:order=99", "dpmpp-2m:order=-1", "{deep}.json",
+                "{plan}.json"],
+    ("rerun",): ["{missing}.png", "{binary}.png", "{empty}.png", "{folder}", "{tiny}.safetensors", "{binary}.npz",
+                 "{list}.json", "",
+                 "{pictures}/40.png", "{binary}.safetensors", "{forged}.png", "{otherforged}.png",
+                 "{torn}.safetensors"],
+    ("train",): ["{missing}.yaml", "{binary}.yaml", "{empty}.yaml", "{folder}", "{list}.json", "{deep}.json",
+                 "{tiny}.safetensors", "",
                  "{badyaml}.yaml", "{tags}.yaml"],
     ("systems",): ["dpm-solvr", "", "42", "solvers", "💥"],
     ("reproduce",): ["no-such-system", "", "../../etc/passwd", "ddim", "__init__", "DPM", "a b c"],
@@ -111,25 +123,35 @@ cpu: true
 """
 # overrides that no recipe takes
 OVERRIDES = [
-    "sampels=3", "samples", "=3", "samples=", "samples=x", "samples=-5", "samples=0", "samples=1.5", "samples=.nan", "samples=[1]",
+    "sampels=3", "samples", "=3", "samples=", "samples=x", "samples=-5", "samples=0", "samples=1.5", "samples=.nan",
+    "samples=[1]",
     "batch=0", "batch=x", "batch=-8", "seed=x", "seed={a: 1}", "data=toy:digit", "data.source=toy:nope", "data.sauce=1",
-    "data.source=5", "data={}", "data=[]", "data=5", "data=hf:", "data=nowhere/at/all", "data.split=tset", "data.n=-3", "data.n=x",
-    "net.kind=unt", "net.width=0", "net.width=x", "net.widht=8", "net=5", "net.preset=digit", "net.mults=5", "net.classes=3",
-    "net.channels=3", "net.kind=os:getcwd", "process=vpp", "process.sigma_max=-1", "process.sigma_max=x", "process.sigma=1",
-    "process=[]", "prediction=epsilon", "prediction=5", "sigma_data=-1", "sigma_data=x", "sigma_data=0", "conditions=label",
-    "conditions=[lable]", "objective.weight=nope", "objective.wieght=edm", "objective=x", "optimiser.beta1=x", "optimiser.beta3=1",
-    "rate.peak=x", "rate.peek=1", "rate.kind=cosin", "average.kind=x", "average.halflife=x", "checkpoint.every=0", "checkpoint.keep=x",
-    "checkpoint.evry=1", "log.every=x", "log.pictures.n=x", "log.pictures.solver=5", "log.tensorboard=maybe", "precision=fp16",
-    "precision=5", "compile=perhaps", "accumulate=0", "accumulate=x", "accumulate=3", "patience=0", "patience=x", "cpu=maybe",
-    "store=float8", "resume=maybe", "resume=5", "card=x", "out=5", "out=[]", "a.b.c=1", "..=1", ".=1", "💥=1", "data.source.x=1",
-    "samples=99999999999999999999999999999999x", "rate=[", "rate={", "rate.peak=: :", "batch=true", "seed=1e999", "resume=must",
+    "data.source=5", "data={}", "data=[]", "data=5", "data=hf:", "data=nowhere/at/all", "data.split=tset",
+    "data.n=-3", "data.n=x",
+    "net.kind=unt", "net.width=0", "net.width=x", "net.widht=8", "net=5", "net.preset=digit", "net.mults=5",
+    "net.classes=3",
+    "net.channels=3", "net.kind=os:getcwd", "process=vpp", "process.sigma_max=-1", "process.sigma_max=x",
+    "process.sigma=1",
+    "process=[]", "prediction=epsilon", "prediction=5", "sigma_data=-1", "sigma_data=x", "sigma_data=0",
+    "conditions=label",
+    "conditions=[lable]", "objective.weight=nope", "objective.wieght=edm", "objective=x", "optimiser.beta1=x",
+    "optimiser.beta3=1",
+    "rate.peak=x", "rate.peek=1", "rate.kind=cosin", "average.kind=x", "average.halflife=x", "checkpoint.every=0",
+    "checkpoint.keep=x",
+    "checkpoint.evry=1", "log.every=x", "log.pictures.n=x", "log.pictures.solver=5", "log.tensorboard=maybe",
+    "precision=fp16",
+    "precision=5", "compile=perhaps", "accumulate=0", "accumulate=x", "accumulate=3", "patience=0", "patience=x",
+    "cpu=maybe",
+    "store=float8", "resume=maybe", "resume=5", "card=x", "out=5", "out=[]", "a.b.c=1", "..=1", ".=1", "💥=1",
+    "data.source.x=1",
+    "samples=99999999999999999999999999999999x", "rate=[", "rate={", "rate.peak=: :", "batch=true", "seed=1e999",
+    "resume=must",
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Things that are no input: missing, empty, random bytes, lists for mappings, folders for files."""
-    import numpy as np
     from PIL import Image
 
     import fokker as fk
@@ -242,11 +264,13 @@ def bad_lines() -> list[tuple[str, ...]]:
         lines += [(*path, *right, "-z"), (*path, *right, "--no-such-option"), (*path, *right, "--json=maybe")]
         lines += [(*path, value) for value in POSITIONAL.get(path, [])]
     lines += [
-        ("plan",), ("plan", "ddim", "--steps", "2", "--nfe", "2"), ("plan", "ddim", "heun"), ("plan", "heun", "--nfe", "1"),
+        ("plan",), ("plan", "ddim", "--steps", "2", "--nfe", "2"), ("plan", "ddim", "heun"), ("plan", "heun",
+        "--nfe", "1"),
         ("plan", "ddpm", "--inverse"), ("plan", "ddim", "--steps", "2", "--out", "{missing}/x.json"),
         ("plan", "ddim", "--steps", "2", "--out", "{folder}"), ("plan", "ddim", "--grid", "karras", "--end", "1"),
         ("reproduce",), ("reproduce", "--all", "--null"), ("reproduce", "--all", "x"), ("reproduce", "x", "--out", "y"),
-        ("systems", "dpm-solver-pp", "--family", "solvers"), ("cite",), ("data",), ("data", "chekc", "."), ("data", "check"),
+        ("systems", "dpm-solver-pp", "--family", "solvers"), ("cite",), ("data",), ("data", "chekc", "."), ("data",
+        "check"),
     ]  # fmt: skip
     lines += [("train", "{recipe}.yaml", "out=elsewhere", override) for override in OVERRIDES]
     return list(dict.fromkeys(lines))
@@ -410,3 +434,82 @@ def test_data_check_names_the_bad_file(tmp_path: Path) -> None:
     code, text, err = call("data", "check", tmp_path)
     assert code == 1 and "torn.png" in text and err == ""
     assert not json.loads(call("data", "check", tmp_path, "--json")[1])["ok"]
+
+
+@pytest.fixture
+def sampled(files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A picture of samples, in a folder of its own that is the current one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.safetensors").write_bytes(Path(files["tiny"] + ".safetensors").read_bytes())
+    line = "sample --model tiny.safetensors --label 0..9 -n 12 --steps 3 --seed 4,7 --guidance cfg:2 --out grid.png"
+    assert call(*line.split())[0] == 0
+    return tmp_path / "grid.png"
+
+
+def test_a_picture_says_how_it_was_made_and_is_made_again(sampled: Path) -> None:
+    code, text, _ = call("rerun", "grid.png")
+    assert code == 0 and "identical" in text
+    assert sampled.read_bytes() == sampled.with_name("grid.rerun.png").read_bytes()
+    record = json.loads(call("rerun", "grid.png", "--show")[1])
+    assert record["options"]["seeds"] == [4, 7] and record["nfe"] == 6 and len(record["model_sha256"]) == 64
+    assert not any(word in json.dumps(record) for word in (str(sampled.parent), os.uname().nodename))
+
+
+def test_a_rerun_that_differs_says_why_and_is_a_failure(sampled: Path) -> None:
+    import torch
+
+    import fokker as fk
+
+    model = fk.load("tiny.safetensors")
+    with torch.no_grad():
+        for parameter in model.denoiser.parameters():
+            parameter.add_(0.1)
+    model.save("tiny.safetensors")
+    code, text, _ = call("rerun", "grid.png")
+    assert code == 1 and "model_sha256 was" in text
+    assert json.loads(call("rerun", "grid.png", "--json")[1])["identical"] is False
+
+
+def draw(*words: object) -> tuple[dict[str, object], np.ndarray]:
+    """The report and the numbers of one `fokker sample`."""
+    code, out, err = call("sample", "--model", "tiny.safetensors", *words, "--out", "x.npz", "--json")
+    assert code == 0, err
+    with np.load("x.npz", allow_pickle=False) as archive:
+        return json.loads(out), archive["x0"]
+
+
+def test_samples_belong_to_their_seed_and_number(sampled: Path) -> None:
+    close = {"rtol": 0, "atol": 1e-5}  # rounding may depend on the batch
+    report, many = draw("-n", 5, "--steps", 3, "--seed", "2..4")
+    assert report["n"] == 15 and report["nfe"] == 3
+    np.testing.assert_allclose(draw("-n", 5, "--steps", 3, "--seed", 3)[1], many[5:10], **close)
+    np.testing.assert_allclose(draw("-n", 2, "--steps", 3, "--seed", 3)[1], many[5:7], **close)
+    np.testing.assert_allclose(draw("-n", 5, "--steps", 3, "--seed", "2..4", "--batch", 2)[1], many, **close)
+    assert np.abs(many[:5] - many[5:10]).max() > 0.1
+
+
+def test_a_stored_plan_and_an_own_solver_run_in_sample(sampled: Path) -> None:
+    straight = draw("-n", 2, "--solver", "ddim", "--steps", 4)[1]
+    assert call("plan", "ddim", "--steps", "4", "--process", "edm", "--out", "plan.json")[0] == 0
+    np.testing.assert_array_equal(draw("-n", 2, "--plan", "plan.json")[1], straight)
+    Path("mine.py").write_text("from fokker.solve.onestep import DDIM\n\nclass Mine(DDIM):\n    pass\n")
+    np.testing.assert_array_equal(draw("-n", 2, "--solver", "mine:Mine", "--steps", 4)[1], straight)
+
+
+def test_guidance_of_scale_one_is_off_and_costs_one_evaluation(sampled: Path) -> None:
+    plain, off = (draw("-n", 3, "--label", 3, "--steps", 3, *more) for more in ((), ("--guidance", "cfg:1")))
+    assert plain[0]["nfe"] == off[0]["nfe"] == 3
+    np.testing.assert_array_equal(plain[1], off[1])
+    assert draw("-n", 3, "--label", 3, "--steps", 3, "--guidance", "cfg:3")[0]["nfe"] == 6
+
+
+def test_train_goes_on_where_it_stopped_and_gives_a_model_to_sample(sampled: Path) -> None:
+    Path("r.yaml").write_text(RECIPE.format(out="run"))
+    code, text, _ = call("train", "r.yaml", "samples=32")
+    assert code == 0 and text.startswith("run/model.safetensors")
+    first = Path("run/model.safetensors").read_bytes()
+    assert call("train", "r.yaml", "samples=32")[0] == 0
+    assert Path("run/model.safetensors").read_bytes() == first
+    code, _, sentence = call("train", "r.yaml", "samples=32", "batch=8")
+    assert code == 2 and sentence.count("\n") == 1
+    assert call("sample", "--model", "run", "--label", "3", "--steps", "2", "--out", "y.png")[0] == 0
