@@ -47,6 +47,9 @@ def sample_ids(n: int, ids: Sequence[int] | Tensor | None, device: torch.device 
     out = torch.as_tensor(ids, dtype=torch.int64, device=device)
     if out.shape != (n,):
         raise FokkerError(f"ids has shape {tuple(out.shape)} for {n} samples; give one id per sample")
+    # ids on a device are not looked at, which would wait for it
+    if out.device.type == "cpu" and n and not 0 <= int(out.min()) <= int(out.max()) <= _WORD:
+        raise FokkerError(f"ids run from {int(out.min())} to {int(out.max())}; use integers from 0 to 2**32 - 1")
     return out
 
 
@@ -131,7 +134,8 @@ class Brownian:
 
     `increment(a, b)` is (B(snr_b) - B(snr_a)) / sqrt(snr_b - snr_a), a unit normal of `shape`, for log-SNR a < b. Sums of
     increments over a refined grid equal the coarse ones, whatever the process. Steps that go up in noise (a > b: churn,
-    restarts) draw fresh noise keyed by the interval and by how often it was visited before in this run.
+    restarts) draw fresh noise keyed by the interval and by how often it was visited before in this run. Samples may each
+    have an interval of their own.
 
     Reference: Li, Wong, Chen, Duvenaud 2020, "Scalable gradients for stochastic differential equations", arXiv 2001.01328
     (the virtual Brownian tree).
@@ -144,17 +148,43 @@ class Brownian:
     device: torch.device | str | None = None
     _nodes: OrderedDict[int, Tensor] = field(default_factory=OrderedDict, repr=False)
     _visits: dict[tuple[int, int], int] = field(default_factory=dict, repr=False)
+    _alone: list["Brownian"] = field(default_factory=list, repr=False)
+    _last: tuple[int, Tensor] | None = field(default=None, repr=False)
 
-    def increment(self, a: float, b: float) -> Tensor:
-        """The normalised increment from log-SNR `a` to log-SNR `b`: a unit normal of `shape`."""
+    def increment(self, a: float | Tensor, b: float | Tensor) -> Tensor:
+        """The normalised increment from log-SNR `a` to log-SNR `b`, a unit normal of `shape`.
+
+        `a` and `b` are numbers, or tensors with one interval per leading index (batch,) or (batch, tokens).
+        """
+        if isinstance(a, Tensor) or isinstance(b, Tensor):
+            return self._each(*torch.broadcast_tensors(torch.as_tensor(a), torch.as_tensor(b)))
         low, high = _cell(a), _cell(b)
         if low < high:
-            step = (self._at(high) - self._at(low)) / math.sqrt(_snr(high) - _snr(low))
+            before = self._last[1] if self._last and self._last[0] == low else self._at(low)
+            after = self._at(high)
+            self._last = (high, after)  # where the next step of a grid begins
+            step = (after - before) / math.sqrt(_snr(high) - _snr(low))
             return step.to(self.dtype or torch.get_default_dtype())
         visit = self._visits.get((low, high), 0)
         self._visits[low, high] = visit + 1
         index = (visit << 36) | (low << 18) | high
         return noise(self.shape, self.seed, self.ids, "step", index, self.dtype, self.device)
+
+    def _each(self, a: Tensor, b: Tensor) -> Tensor:
+        """Sample by sample, each on its own path, so that no sample sees the intervals of the others."""
+        if not self._alone:
+            ids = sample_ids(self.shape[0], self.ids, self.device)
+            one = (1, *self.shape[1:])
+            self._alone = [Brownian(one, self.seed, ids[i : i + 1], self.dtype, self.device) for i in range(len(ids))]
+        many = len(self._alone)
+        out = []
+        for path, starts, stops in zip(self._alone, *(e.expand(many, *a.shape[1:]).reshape(many, -1) for e in (a, b))):
+            pairs = list(zip(starts.tolist(), stops.tolist()))
+            drawn = {pair: path.increment(*pair)[0] for pair in dict.fromkeys(pairs)}
+            # within a sample, each token takes its part of the draw for its own interval
+            parts = [drawn[pair].reshape(len(pairs), -1)[k] for k, pair in enumerate(pairs)]
+            out.append(torch.stack(parts).reshape(self.shape[1:]))
+        return torch.stack(out)
 
     def _at(self, cell: int) -> Tensor:
         """B at a node of the finest level, by descending from the two ends of the clock."""
