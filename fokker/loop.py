@@ -8,6 +8,7 @@ every row to name the one that broke).
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -218,7 +219,8 @@ def _execute(
             slots[slot] = noise.increment(a, b)
         if row.step is not None:
             context.row, context.t = k, row.step.t
-            slots[k], state = row.step.function(slots[row.terms[0][0]], row.step.t, row.step.s, predict, state)
+            source = slots[row.terms[0][0]]
+            slots[k], state = row.step.function(source, row.step.t, row.step.s, partial(predict, **cond), state)
         elif row.terms:
             slots[k] = combine(row.terms, slots)
         if row.t is not None:
