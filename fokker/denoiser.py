@@ -61,9 +61,12 @@ class Denoiser(nn.Module):
 
     x_t (batch, ...), `t` one time (float or 0-d tensor) or one per leading index (batch,), conditions as keyword tensors
     with a leading batch dimension. Subclasses implement `x0` with that signature. Leaves count one evaluation a sample.
+    One that holds tensors of the batch's own size (a measurement, a scale a sample) says `stackable = False`, so that nobody
+    asks it about several copies of the batch at once.
     """
 
     evaluations = 1
+    stackable: bool = True
     run: Run | None = None
 
     def __init__(self, process: Process) -> None:
@@ -92,28 +95,50 @@ class Denoiser(nn.Module):
         return _keywords(self.x0)
 
     def null(self, **cond: Cond) -> dict[str, Cond]:
-        """The same conditions, meaning "none": -1 for integer tensors, zeros for others."""
-        return {
-            k: v.new_full(v.shape, -1) if isinstance(v, Tensor) and not v.is_floating_point() else torch.zeros_like(v)
-            for k, v in cond.items()
-        }
+        """The same conditions, meaning "none": -1 for integer tensors, zeros for others; raises FokkerError for no tensor."""
+        return {k: _none(k, v) for k, v in cond.items()}
 
     def bind(self, run: Run) -> Self:
-        """A copy for one trajectory; parameters are shared, everything that is remembered starts anew."""
+        """A copy for one trajectory, and of the denoisers it holds; parameters are shared, what is remembered starts anew."""
         bound = copy.copy(self)
-        bound._modules = dict(self._modules)
+        bound._modules = {k: None if m is None else _bound(m, run) for k, m in self._modules.items()}
         bound.run = run
         return bound
 
 
+def _none(name: str, value: Cond) -> Cond:
+    if not isinstance(value, Tensor):
+        raise FokkerError(
+            f"the condition {name!r} is a {type(value).__name__}, which has no known null; give tensors, or a network with "
+            "null_conditions(**cond)"
+        )
+    integers = not value.is_floating_point() and value.dtype != torch.bool
+    return value.new_full(value.shape, -1) if integers else torch.zeros_like(value)
+
+
+def _bound(module: nn.Module, run: Run) -> nn.Module:
+    """A denoiser, or a list or dict of them, bound to the run; any other module as it is."""
+    if isinstance(module, Denoiser):
+        return module.bind(run)
+    if isinstance(module, nn.ModuleList):
+        return nn.ModuleList([_bound(m, run) for m in module])
+    if isinstance(module, nn.ModuleDict):
+        return nn.ModuleDict({k: _bound(m, run) for k, m in module.items()})
+    return module
+
+
 class Wrapper(Denoiser):
-    """A denoiser around another one. Subclasses implement `x0` by calling `self.inner`, and may override `reset`."""
+    """A denoiser around another one. Subclasses implement `x0` by calling `self.inner`, and may override `reset`.
+
+    Further denoisers that it calls are attributes (or an `nn.ModuleList`), so that they are bound and counted too.
+    """
 
     evaluations = 0
 
     def __init__(self, inner: Denoiser) -> None:
         super().__init__(inner.process)
         self.inner = inner
+        self.stackable = self.stackable and inner.stackable
 
     @property
     def conditions(self) -> tuple[str, ...] | None:
@@ -124,7 +149,6 @@ class Wrapper(Denoiser):
 
     def bind(self, run: Run) -> Self:
         bound = super().bind(run)
-        bound._modules["inner"] = self.inner.bind(run)
         bound.reset(run)
         return bound
 
@@ -151,9 +175,12 @@ class Function(Denoiser):
 def as_denoiser(function: Callable[..., Tensor], process: Process, prediction: str = "x0") -> Denoiser:
     """A denoiser from a function of (x_t, t, **cond) that returns x_0, or another `prediction` of the process's relation.
 
-    The function gets `t` as it was given to the denoiser. Raises FokkerError for an unknown prediction.
+    The function gets `t` as it was given to the denoiser. Raises FokkerError for an unknown prediction, or for a denoiser of
+    another process.
     """
     if isinstance(function, Denoiser):
+        if prediction != "x0" or (function.process is not process and repr(function.process) != repr(process)):
+            raise FokkerError(f"this is a denoiser on {function.process!r} already; use OnProcess for another process")
         return function
     if prediction == "x0":
         return Function(function, process)
@@ -180,7 +207,7 @@ class NetworkDenoiser(Denoiser):
     which depends on the process only through the log-SNR: one trained network serves every plain process. For "x0", "eps",
     "v", "score" and "flow" the network sees x_t itself and `clock(t)` (default: c_noise as above) and its output is converted.
 
-    `net(x, c, **cond)`: x (batch, channels, ...), c (batch,) float, both in the network's dtype; `sigma_data` is the standard
+    `net(x, c, **cond)`: x (batch, channels, ...) in the network's dtype, c (batch,) float32; `sigma_data` is the standard
     deviation of the data. Conditions pass through to the network.
     """
 
@@ -203,8 +230,9 @@ class NetworkDenoiser(Denoiser):
         """What the network is told about the noise level, one number per sample (or per leading index), float32."""
         t = as_time(t)
         c = self.clock(t) if self.clock else (-self.process.logsnr(t) / 8).clamp(-5, 5)
-        c = c.to(x.device, torch.float32 if x.dtype == torch.float64 else x.dtype)
-        return c.expand(x.shape[0]) if c.ndim == 0 else c
+        # half precision would blur the noise level by per cents
+        c = c.to(x.device, torch.float32)
+        return c.expand(x.shape[0]) if c.numel() == 1 and c.ndim < 2 else c
 
     def x0(self, x_t: Tensor, t: Time, **cond: Cond) -> Tensor:
         plain = x_t
@@ -221,14 +249,13 @@ class NetworkDenoiser(Denoiser):
     def call(self, x: Tensor, t: Time, **cond: Cond) -> Tensor:
         """The network in its own dtype; the answer in x's."""
         parameter = next(self.net.parameters(), x)
-        c = self.c_noise(t, x.to(parameter.dtype))
-        out: Tensor = self.net(x.to(parameter.dtype), c, **cond)
+        out: Tensor = self.net(x.to(parameter.dtype), self.c_noise(t, x), **cond)
         return out.to(x.dtype)
 
     @property
     def conditions(self) -> tuple[str, ...] | None:
         names = getattr(self.net, "conditions", None)
-        return tuple(names) if names is not None else None
+        return tuple(names) if names is not None else _keywords(self.net.forward)
 
     def null(self, **cond: Cond) -> dict[str, Cond]:
         own: Callable[..., dict[str, Cond]] | None = getattr(self.net, "null_conditions", None)
@@ -258,7 +285,9 @@ class OnProcess(Wrapper):
 
 
 class Deanchored(Wrapper):
-    """The plain view of an anchored denoiser: D(x - beta y) for solvers that know nothing of the anchor."""
+    """The plain view of an anchored denoiser: D(x + beta y) for solvers that know nothing of the anchor."""
+
+    stackable = False
 
     def __init__(self, inner: Denoiser, y: Tensor) -> None:
         super().__init__(inner)
@@ -295,19 +324,22 @@ def probe(
     `net(x_t, t, **cond)` is the raw prediction and `data` (n, ...) clean samples. At each of several times the data are
     noised and the output is compared with the target of every type; the true type has the smallest error relative to the
     target's variance over all times, since a network that predicts one of them fits no other at both ends of time.
+    Raises FokkerError for a `declared` type that is none of x0, eps, v, flow, score.
     """
-    total: dict[str, list[float]] = {k: [] for k in ("x0", "eps", "v", "flow")}
+    total: dict[str, list[float]] = {k: [] for k in PREDICTIONS if k != "edm"}
+    if declared not in total:
+        raise unknown("prediction", declared, total)
+    y = cond.get("y", torch.zeros_like(data)) if process.anchored else None
     eps = process.sample_noise(tuple(data.shape), seed, dtype=data.dtype, device=data.device)
     for logsnr in (-4.0, -2.0, 0.0, 2.0, 4.0, 6.0):
         t = process.time(logsnr).item()
-        x_t = process.add_noise(data, eps, t, y=torch.zeros_like(data) if process.anchored else None)
+        alpha, _, sigma = process.at(t)
+        plain, x_t = alpha * data + sigma * eps, process.add_noise(data, eps, t, y)
         with torch.no_grad():
             out = net(x_t, t, **cond)
         for kind in total:
-            target = data if kind == "x0" else process.from_x0(kind, data, x_t, t)
+            target = data if kind == "x0" else process.from_x0(kind, data, plain, t)
             total[kind].append(((out - target).square().mean() / target.square().mean()).item())
-    if declared not in total:
-        raise unknown("prediction", declared, total)
     return Probe({k: sum(v) / len(v) for k, v in total.items()}, declared)
 
 
