@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fokker.errors import FokkerError
 from fokker.net import PRESETS, Network, build, taps
 from fokker.net.dit import patches, whole
-from fokker.net.layers import noise_features, position_features
+from fokker.net.layers import dropout, noise_features, pad, position_features
 
 SIZES = {1: (13,), 2: (9, 14), 3: (5, 6, 3)}
 SMALL = {"unet": {"width": 8, "mults": [1, 2], "heads": 2}, "dit": {"width": 24, "depth": 2, "heads": 2}}
@@ -205,6 +205,44 @@ def test_noise_levels_are_told_apart() -> None:
     assert torch.cdist(features, features).fill_diagonal_(9).min() > 0.5
 
 
+def test_padding_reflects_and_wraps_at_the_end() -> None:
+    x = torch.arange(5.0).view(1, 1, 5)
+    assert pad(x, 4)[0, 0].tolist() == [0, 1, 2, 3, 4, 3, 2, 1]
+    assert pad(x, 4, periodic=True)[0, 0].tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
+    assert pad(x[..., :2], 8)[0, 0].tolist() == [0, 1, 1, 1, 1, 1, 1, 1]
+    assert pad(x, 5) is x
+    both = pad(draw(1, 1, 3, 5), 4)
+    assert both.shape == (1, 1, 4, 8) and torch.equal(both[..., 3, :], both[..., 1, :])
+
+
+def test_dropout_keeps_the_mean_and_drops_its_share() -> None:
+    n, p = 100_000, 0.25
+    h = torch.ones(10, 10, 40, 25).to(memory_format=torch.channels_last).requires_grad_()
+    out = dropout(h, p)
+    (gradient,) = torch.autograd.grad(out.sum(), h)
+    dropped = float((out == 0).double().mean())
+    assert abs(dropped - p) <= 5 * (p * (1 - p) / n) ** 0.5
+    assert torch.allclose(out[out != 0], torch.tensor(1 / (1 - p))) and torch.equal(gradient, out)
+    # neighbours in memory are independent: the share of pairs dropped together is p^2
+    flat = (out == 0).permute(0, 2, 3, 1).flatten().view(-1, 2).all(1).double().mean()
+    assert abs(float(flat) - p**2) <= 5 * (p**2 / (n / 2)) ** 0.5
+    net = alive(make("unet", dropout=0.5))
+    x, c = draw(2, 2, 8, 8), torch.zeros(2)
+    assert torch.equal(net(x, c), net(x, c)) and not torch.equal(net.train()(x, c), net(x, c))
+
+
+def test_every_level_has_its_skip() -> None:
+    net = alive(make("unet"))
+    x, c = draw(1, 2, 8, 8), torch.zeros(1)
+    for level, below in (("up.0", "up.1"), ("up.1", "mid")):
+        heard = []
+        for scale in (1, 2):
+            with taps(net, [level], replace={below: torch.zeros(1, 16, 4, 4)}) as seen:
+                net(scale * x, c)
+            heard.append(seen[level])
+        assert not torch.allclose(*heard, atol=1e-3), level
+
+
 def test_a_periodic_network_has_no_border() -> None:
     net = alive(make("unet", dim=1, periodic=True))
     x, c = draw(1, 2, 16), torch.zeros(1)
@@ -233,6 +271,7 @@ def test_presets_build(name: str) -> None:
         (lambda: make("unet", width=0), "width=0 is not accepted; use 1 or more"),
         (lambda: make("unet", attention=[True]), "attention has 1 flags for 2 levels"),
         (lambda: make("unet", tokens=3, mid_attention=False), "tokens are read where there is attention"),
+        (lambda: make("dit", dropout=1.0), "dropout=1.0 is not accepted"),
         (lambda: make("dit", heads=5), "heads divide width"),
         (lambda: make("unet")(draw(2, 2, 8), torch.zeros(2)), "this network takes \\(batch, 2, height, width\\)"),
         (lambda: make("unet")(draw(2, 3, 8, 8), torch.zeros(2)), "x has shape \\(2, 3, 8, 8\\)"),
@@ -379,7 +418,9 @@ def test_attention_can_be_edited_and_nested() -> None:
     ):
         attention(h)
     assert torch.equal(outside.maps[""], inside.maps[""].flip(-1))
-    assert not torch.allclose(outside.maps[""], inside.maps[""])
+    with taps(attention, maps=[""]) as plain:
+        attention(h)
+    assert torch.equal(inside.maps[""], plain.maps[""]) and not torch.allclose(outside.maps[""], plain.maps[""])
 
 
 class Foreign(nn.Module):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fokker.errors import FokkerError
-from fokker.net.layers import Attention, Embedding, position_features, seeded, zeroed
+from fokker.net.layers import Attention, Embedding, dropout, position_features, seeded, zeroed
 from fokker.net.network import Network, State
 
 
@@ -40,7 +40,7 @@ class Transformer(nn.Module):
         if self.cross is not None:
             h = h + self.cross(F.layer_norm(h, h.shape[-1:]), context, mask)
         inner = F.gelu(self.rise(modulated(h, shift2, scale2)), approximate="tanh")
-        inner = F.dropout(inner, self.dropout, self.training) if self.dropout else inner
+        inner = dropout(inner, self.dropout) if self.dropout and self.training else inner
         return torch.addcmul(h, gate2, self.fall(inner))
 
 

@@ -54,6 +54,8 @@ class Network(nn.Module):
         for name, least in counts.items():
             if config[name] < least:
                 raise FokkerError(f"{name}={config[name]} is not accepted; use {least} or more")
+        if not 0 <= config["dropout"] <= 0.9:
+            raise FokkerError(f"dropout={config['dropout']} is not accepted; use a share from 0 to 0.9")
         null = torch.empty(self.token_dim or 0)
         self.null_token = nn.Parameter(nn.init.normal_(null, std=0.3)) if self.token_dim else None
 

@@ -17,7 +17,7 @@ other libraries': only inside a module whose attention is tapped is the product 
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -152,10 +152,9 @@ class Opening:
 
     def __call__(self, call: Call, *args: Any, **kwargs: Any) -> Any:
         self.products = 0
-        outer = _OPEN.get()
-        token = _OPEN.set((self, *outer))
+        token = _OPEN.set((self, *_OPEN.get()))
         try:
-            with nullcontext() if outer else _Explicit():
+            with _Explicit():
                 out = call(*args, **kwargs)
         finally:
             _OPEN.reset(token)
