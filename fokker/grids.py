@@ -7,7 +7,7 @@ the one asked for.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -164,15 +164,19 @@ class Times(Grid):
     inversion).
     """
 
+    steps: int = field(default=0, init=False)
+    start: float = field(default=1.0, init=False)
+    end: float | None = field(default=None, init=False)
     values: Sequence[float] | Tensor = ()
     to_x0: bool = False
     rising: bool = False
-    steps: int = 0
 
     def __post_init__(self) -> None:
         t = torch.as_tensor(self.values, dtype=torch.float64)
-        if t.ndim not in (1, 2) or len(t) < 2:
+        if t.ndim not in (1, 2) or len(t) < 2 or not t.numel():
             raise FokkerError("give at least two times, as a list or a tensor (steps + 1,) or (steps + 1, batch)")
+        if self.to_x0 and self.rising:
+            raise FokkerError("rising times cannot lead to x_0; leave to_x0 or rising out")
         if not bool(((t >= 0) & (t <= 1)).all()):
             raise FokkerError(f"times must lie in [0, 1]; these run from {t.min().item()} to {t.max().item()}")
         check(t.flip(0) if self.rising else t)
@@ -194,7 +198,7 @@ class Times(Grid):
 def reversed_times(grid: Grid, process: Process) -> Times:
     """The same times upwards, from data to noise: what inversion walks on."""
     t = grid.times(process)
-    return Times(steps=1, values=(t[:-1] if grid.to_data else t).flip(0), rising=True)
+    return Times((t[:-1] if grid.to_data else t).flip(0), rising=True)
 
 
 def get(name: str) -> type[Grid]:

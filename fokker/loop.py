@@ -17,7 +17,7 @@ from torch import Tensor
 from fokker.denoiser import Cond, Deanchored, Denoiser, Run
 from fokker.errors import FokkerError, unknown
 from fokker.grids import Grid
-from fokker.keyed import Brownian
+from fokker.keyed import Brownian, sample_ids
 from fokker.plan import Number, Plan, Row, Step
 from fokker.process import Process, expand
 from fokker.solve import Solver
@@ -60,7 +60,7 @@ def run(
     steps: int | None = None,
     nfe: int | None = None,
     grid: str | Grid | None = None,
-    start: float = 1.0,
+    start: float | None = None,
     end: float | None = None,
     y: Tensor | None = None,
     seed: int = 0,
@@ -87,23 +87,30 @@ def run(
     process = denoiser.process
     if plan is None:
         plan = lay(process, solver, steps, nfe, grid, start, end)
-    elif any(v is not None for v in (solver, steps, nfe, grid, end)):
-        raise FokkerError("give either a plan or solver/steps/nfe/grid/end to make one, not both")
+    elif not isinstance(plan, Plan):
+        raise FokkerError(f"plan={plan!r} is not accepted; give a Plan, or solver= with steps= or nfe=")
+    elif any(v is not None for v in (solver, steps, nfe, grid, start, end)):
+        raise FokkerError("give either a plan or solver/steps/nfe/grid/start/end to make one, not both")
+    if y is not None and not process.anchored:
+        cond["y"] = y
     _fits(denoiser, plan, inputs, cond)
+    if ids is not None:
+        ids = sample_ids(inputs[0].shape[0], ids)
     if process.anchored:
-        y = process.anchor(y)
+        y = process.anchor(y).to(inputs[0])
+        if y.shape != inputs[0].shape:
+            raise FokkerError(f"y has shape {tuple(y.shape)} but the state {tuple(inputs[0].shape)}; they must be equal")
         denoiser = Deanchored(denoiser, y)
         inputs = tuple(_shift(process, v, y, plan.start, -1.0) for v in inputs)
-    elif y is not None:
-        cond["y"] = y
+        watch = _anchored(watch, process, y) if watch else None
     begun = time.perf_counter()
     with torch.set_grad_enabled(gradient):
         outputs, context, stopped = _execute(denoiser, inputs, plan, seed, ids, watch, cond)
         if check and not gradient and not all(bool(torch.isfinite(v).all()) for v in outputs):
             _execute(denoiser, inputs, plan, seed, ids, _stop_at_the_first_non_finite, cond)
             raise FokkerError("the run gave non-finite values in its last row, after its last evaluation")
-        if process.anchored:
-            outputs = tuple(_shift(process, v, y, plan.end, 1.0) for v in outputs)
+        if process.anchored and not stopped:
+            outputs = tuple(_shift(process, v, process.anchor(y), plan.end, 1.0) for v in outputs)
     seconds = time.perf_counter() - begun
     return Trace(outputs[0], outputs, plan, context.nfe, seconds, seed, stopped, dict(plan.config))
 
@@ -114,7 +121,7 @@ def lay(
     steps: int | None = None,
     nfe: int | None = None,
     grid: str | Grid | None = None,
-    start: float = 1.0,
+    start: float | None = None,
     end: float | None = None,
 ) -> Plan:
     """The plan of a solver (default dpmpp-2m) on a grid (default logsnr), for `steps` steps or at most `nfe` evaluations."""
@@ -122,15 +129,15 @@ def lay(
 
     chosen = solver if isinstance(solver, Solver) else solve.get(solver or "dpmpp-2m")
     if isinstance(grid, Grid):
-        if steps is not None or nfe is not None or end is not None:
-            raise FokkerError("this grid already has its steps and end; give steps/nfe/end with the name of a grid")
+        if any(v is not None for v in (steps, nfe, start, end)):
+            raise FokkerError("this grid already has its steps and ends; give steps/nfe/start/end with the name of a grid")
         return chosen.plan(process, grid)
     if (steps is None) == (nfe is None):
         raise FokkerError("give steps=, the number of steps, or nfe=, the number of evaluations (one of the two)")
     kind = grids.get(grid or "logsnr")
 
     def make(n: int) -> Grid:
-        return kind(n, start=start, end=end)
+        return kind(n, start=1.0 if start is None else start, end=end)
 
     return chosen.plan(process, make(steps)) if steps is not None else chosen.budget(int(nfe or 0), process, make)
 
@@ -141,10 +148,14 @@ def _fits(denoiser: Denoiser, plan: Plan, inputs: tuple[Tensor, ...], cond: dict
             f"this plan is laid out for {plan.process!r} but the denoiser is on {denoiser.process!r}; lay the plan on "
             "denoiser.process, or wrap the denoiser in OnProcess"
         )
-    if len(inputs) != plan.inputs:
+    if len(inputs) != plan.inputs or not inputs:
         raise FokkerError(f"this plan starts from {plan.inputs} states, but {len(inputs)} were given")
     if any(not v.is_floating_point() or v.ndim < 1 for v in inputs):
         raise FokkerError("the state must be a floating point tensor (batch, ...)")
+    batch = inputs[0].shape[0]
+    for name, value in cond.items():
+        if isinstance(value, Tensor) and value.ndim and value.shape[0] != batch:
+            raise FokkerError(f"the condition {name!r} has shape {tuple(value.shape)} for {batch} samples; give one per sample")
     accepted = denoiser.conditions
     if accepted is not None:
         for name in cond:
@@ -152,8 +163,13 @@ def _fits(denoiser: Denoiser, plan: Plan, inputs: tuple[Tensor, ...], cond: dict
                 raise unknown("option or condition", name, [*accepted, "solver", "steps", "nfe", "grid", "start", "end"])
 
 
-def _shift(process: Process, x: Tensor, y: Tensor | None, t: float | None, sign: float) -> Tensor:
-    return x if t is None else x + sign * process.at(t)[1] * process.anchor(y)
+def _shift(process: Process, x: Tensor, y: Tensor, t: Number | None, sign: float) -> Tensor:
+    return x if t is None else x + sign * process.coefficients(t, x)[1] * y
+
+
+def _anchored(watch: Watch, process: Process, y: Tensor) -> Watch:
+    """`watch` sees the state itself, not what is left of it without the anchor."""
+    return lambda run, x, belief: watch(run, _shift(process, x, y, run.t, 1.0), belief)
 
 
 @dataclass(frozen=True)
@@ -163,7 +179,7 @@ class Instruction:
     row: int
     terms: tuple[tuple[int, Number], ...]
     t: Number | None
-    draws: tuple[tuple[int, float, float], ...]
+    draws: tuple[tuple[int, Number, Number], ...]
     free: tuple[int, ...]
     step: Step | None = None
 
@@ -240,7 +256,8 @@ def combine(terms: tuple[tuple[int, Number], ...], slots: list[Any]) -> Tensor:
     for slot, c in terms:
         source: Tensor = slots[slot]
         if isinstance(c, Tensor):
-            part = expand(c, source).to(source.device, source.dtype) * source
+            wide = torch.promote_types(source.dtype, torch.float32)
+            part = (expand(c, source).to(source.device, wide) * source).to(source.dtype)
             out = part if out is None else out + part
         elif out is None:
             out = source * c
@@ -253,7 +270,9 @@ def combine(terms: tuple[tuple[int, Number], ...], slots: list[Any]) -> Tensor:
 def _stop_at_the_first_non_finite(run: Run, x: Tensor, belief: Tensor) -> None:
     for name, value in (("state x_t", x), ("denoiser's answer", belief)):
         if not bool(torch.isfinite(value).all()):
+            t = run.t.mean().item() if isinstance(run.t, Tensor) else run.t
+            first = int((~torch.isfinite(value)).flatten(1).any(1).nonzero()[0])
             raise FokkerError(
-                f"the {name} is not finite in row {run.row} of {run.rows}, at t={run.t:.6g} ({value.dtype}); "
-                "use float32, fewer or smaller guidance, or look at the denoiser there"
+                f"the {name} is not finite in row {run.row} of {run.rows}, at t={t:.6g}, first in sample {first} "
+                f"({value.dtype}); use float32, fewer or smaller guidance, or look at the denoiser there"
             )

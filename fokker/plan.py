@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fokker.errors import FokkerError
+from fokker.keyed import RANGE
 from fokker.process import Process
 
 Number = float | Tensor
@@ -122,9 +123,9 @@ class Plan:
     process: Process
     outputs: tuple[int, ...]
     inputs: int = 1
-    noises: tuple[tuple[float, float], ...] = ()
-    start: float | None = 1.0
-    end: float | None = None
+    noises: tuple[tuple[Number, Number], ...] = ()
+    start: Number | None = 1.0
+    end: Number | None = None
     config: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -170,9 +171,9 @@ class Plan:
                 "rows": rows,
                 "outputs": self.outputs,
                 "inputs": self.inputs,
-                "noises": self.noises,
-                "start": self.start,
-                "end": self.end,
+                "noises": [[_plain(a), _plain(b)] for a, b in self.noises],
+                "start": _plain(self.start),
+                "end": _plain(self.end),
                 "config": self.config,
             }
         )
@@ -185,16 +186,21 @@ class Plan:
 
         try:
             d = json.loads(text)
+            if d["fokker_plan"] != 1:
+                raise KeyError("fokker_plan", d["fokker_plan"])
             options = dict(d["process"])
             name = options.pop("process")
-            kind = getattr(fokker.process, name, None) or getattr(fokker.anchored, name)
+            kind: type[Process] = getattr(fokker.process, name, None) or getattr(fokker.anchored, name)
             rows = tuple(
                 Row(tuple(((k, i), _tensor(c)) for k, i, c in r["terms"]), _tensor(r["t"]) if r["t"] is not None else None)
                 for r in d["rows"]
             )
-            noises = tuple((float(a), float(b)) for a, b in d["noises"])
-            return cls(rows, kind(**options), tuple(d["outputs"]), d["inputs"], noises, d["start"], d["end"], d["config"])
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as e:
+            noises = tuple((_tensor(a), _tensor(b)) for a, b in d["noises"])
+            start, end = (None if t is None else _tensor(t) for t in (d["start"], d["end"]))
+            process, outputs, inputs = kind(**options), tuple(d["outputs"]), d["inputs"]
+            _check(rows, outputs, inputs, len(noises))
+            return cls(rows, process, outputs, inputs, noises, start, end, d["config"])
+        except (KeyError, TypeError, AttributeError, ValueError) as e:
             raise FokkerError(f"this is not a plan that fokker wrote ({type(e).__name__}: {e})") from e
 
     def inverse(self) -> "Plan":
@@ -258,7 +264,7 @@ class Draft:
         self.process = process
         self.inputs = inputs
         self.rows: list[Row | Step] = [Row(()) for _ in range(inputs)]
-        self.noises: list[tuple[float, float]] = []
+        self.noises: list[tuple[Number, Number]] = []
 
     def given(self, i: int = 0) -> Term:
         """The i-th state that the run starts from."""
@@ -274,17 +280,19 @@ class Draft:
             raise FokkerError("the denoiser cannot be asked at x_0 itself; a solver's last step must not use it")
         k = self._state(x)
         row = self.rows[k]
+        if not isinstance(row, Row) or row.t is not None:
+            k = self._append(x)
+            row = self.rows[k]
         assert isinstance(row, Row)
-        if row.t is not None:
-            k, row = self._append(x), self.rows[-1]
-            assert isinstance(row, Row)
         self.rows[k] = Row(row.terms, _simple(node.t))
         return Term({("D", k): 1.0})
 
     def noise(self, a: Node, b: Node) -> Term:
         """The normalised Brownian increment between two nodes."""
-        ends = [float(n.process.logsnr(n.t).mean()) if not n.data else float("inf") for n in (a, b)]
-        self.noises.append((ends[0], ends[1]))
+        if a.data or b.data:
+            raise FokkerError("there is no noise in a step to x_0 itself; a solver's last step must not draw any")
+        start, stop = (_simple(n.process.logsnr(n.t).detach().clamp(-RANGE, RANGE)) for n in (a, b))
+        self.noises.append((start, stop))
         return Term({("z", len(self.noises) - 1): 1.0})
 
     def adaptive(self, x: Term, function: Callable[..., tuple[Tensor, Any]], t: Node, s: Node) -> Term:
@@ -292,9 +300,10 @@ class Draft:
         self.rows.append(Step(function, ("x", self._state(x)), float(t.t), float(s.t)))
         return Term({("x", len(self.rows) - 1): 1.0})
 
-    def finish(self, outputs: Sequence[Term], start: float | None, end: float | None, config: dict[str, Any]) -> Plan:
+    def finish(self, outputs: Sequence[Term], start: Number | None, end: Number | None, config: dict[str, Any]) -> Plan:
         """The plan that returns these states."""
         rows = tuple(self._state(x) for x in outputs)
+        start, end = (t if t is None else _simple(t) for t in (start, end))
         return Plan(tuple(self.rows), self.process, rows, self.inputs, tuple(self.noises), start, end, config)
 
     def _state(self, x: Term) -> int:
@@ -316,8 +325,22 @@ class Draft:
                     f"row {len(self.rows)} of this plan would multiply {key[0]}{key[1]} by {_show(c)}; "
                     "this solver cannot take that step on this process and grid"
                 )
-        self.rows.append(Row(tuple((key, c) for key, c in terms if not (isinstance(c, float) and c == 0.0))))
+        kept = tuple((key, c) for key, c in terms if not (isinstance(c, float) and c == 0.0))
+        self.rows.append(Row(kept or terms[:1]))
         return len(self.rows) - 1
+
+
+def _check(rows: Sequence[Row], outputs: Sequence[int], inputs: int, noises: int) -> None:
+    """ValueError unless every row uses only what exists before it."""
+    for k, row in enumerate(rows):
+        for (kind, i), _ in row.terms:
+            exists = 0 <= i < (noises if kind == "z" else k)
+            if kind not in ("x", "D", "z") or not exists or (kind == "D" and rows[i].t is None):
+                raise ValueError(f"row {k} uses {kind}{i}, which does not exist")
+        if not row.terms and k >= inputs:
+            raise ValueError(f"row {k} is made of nothing")
+    if not outputs or not all(0 <= k < len(rows) for k in outputs):
+        raise ValueError(f"outputs {outputs} of {len(rows)} rows")
 
 
 def _simple(c: Number) -> Number:

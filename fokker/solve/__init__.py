@@ -52,20 +52,26 @@ class Solver:
         times = grid.times(process)
         alpha, sigma = process.alpha(times), process.sigma(times)
         nodes = [Node(process, t, a, s) for t, a, s in zip(times, alpha, sigma, strict=True)]
-        if grid.to_data:
+        # where there is no noise left and the signal is whole, the state is x_0
+        if grid.to_data or bool(((nodes[-1].sigma == 0) & (nodes[-1].alpha == 1)).all()):
             nodes[-1] = Node.at(process, times[-1], data=True)
         draft = Draft(process, self.inputs)
         x = draft.given()
-        if bool((nodes[0].sigma == 0).all()) and len(nodes) > 1:
+        if bool((nodes[0].sigma == 0).any()):
             x, nodes = self._leave_point(draft, x, nodes)
         out = self.lay(draft, x, nodes) if len(nodes) > 1 else x
-        ends = [None if n.data else float(n.t.mean()) for n in (Node.at(process, times[0]), nodes[-1])]
-        return draft.finish(out if isinstance(out, Sequence) else [out], ends[0], ends[1], self.config | grid.config)
+        end = None if nodes[-1].data else nodes[-1].t
+        return draft.finish(out if isinstance(out, Sequence) else [out], times[0], end, self.config | grid.config)
 
     def _leave_point(self, draft: Draft, x: Term, nodes: list[Node]) -> tuple[Term, list[Node]]:
         # A bridge starts at the point y, where sigma is 0 and the state holds unit noise for this first row: the exact
         # transition from a point mass is alpha D + sigma z, whatever the solver.
         t, s = nodes[:2]
+        if not bool(((t.sigma == 0) & (t.alpha == 0)).all()):
+            raise FokkerError(
+                f"the grid starts at t={t.t.tolist()}, where {t.process.name} has no noise: a flow cannot leave clean data; "
+                "start a little above t=0 (a bridge: all samples at t=1, or all below)"
+            )
         D = draft.ask(x, t)
         return s.alpha * D + s.sigma * x, nodes[1:]
 

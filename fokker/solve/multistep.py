@@ -9,6 +9,7 @@ from torch import Tensor
 from fokker.errors import FokkerError
 from fokker.plan import Draft, Node, Term, pairs
 from fokker.solve import Solver
+from fokker.solve.onestep import transition
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,9 @@ class DPMSolverPP(Solver):
         """From t to s with the beliefs in `past`, oldest first, the last of them D at t."""
         if s.data:
             return D
+        if bool((s.alpha == 0).any()):
+            # upwards, to no signal at all: an infinite step on the lambda axis
+            return transition(draft, x, D, t, s)
         h = s.lam - t.lam
         if len(past) > 1:
             (u, D1), r0 = past[-2], (t.lam - past[-2][0].lam) / h

@@ -82,9 +82,9 @@ class RungeKutta(Solver):
             raise FokkerError(f"variable={self.variable!r} is not accepted; use 'sigma' or 'time'")
 
     def chosen(self, nodes: list[Node]) -> str:
-        infinite = bool((nodes[0].alpha == 0).any())
+        infinite = any(bool((n.alpha == 0).any()) for n in nodes)
         if self.variable == "sigma" and infinite:
-            raise FokkerError("alpha is 0 at the first time, so sigma / alpha is infinite; use variable='time' or start < 1")
+            raise FokkerError("alpha is 0 at t=1, so sigma / alpha is infinite there; use variable='time' or start < 1")
         return self.variable or ("time" if infinite else "sigma")
 
     def lay(self, draft: Draft, x: Term, nodes: list[Node]) -> Term:
