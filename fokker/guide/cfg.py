@@ -36,10 +36,12 @@ class CFG(Wrapper):
         if interval is not None and not (len(interval) == 2 and 0 <= interval[0] < interval[1]):
             raise FokkerError(f"interval={interval} is not accepted; give (low, high) of sigma / alpha with 0 <= low < high")
         self.scale, self.negative, self.interval, self.batched = scale, negative, interval, batched
+        own = [scale, *(negative or {}).values()]
+        self.stackable = self.stackable and not any(isinstance(v, Tensor) and v.ndim for v in own)
 
     def x0(self, x_t: Tensor, t: Time, **cond: Cond) -> Tensor:
         scale = self.scale_at(t)
-        free = {k: v for k, v in cond.items() if k != "y"}
+        free = {k: v for k, v in cond.items() if k != "y" and v is not None}
         off = not isinstance(scale, Tensor) and scale == 1
         if off or (not free and self.negative is None):
             belief: Tensor = self.inner(x_t, t, **cond)
@@ -58,19 +60,22 @@ class CFG(Wrapper):
         inside = (ratio >= low) & (ratio <= high)
         if inside.ndim == 0:
             return self.scale if bool(inside) else 1.0
-        return torch.where(inside, torch.as_tensor(self.scale, dtype=torch.float64, device=inside.device), 1.0)
+        scale = torch.as_tensor(self.scale, dtype=torch.float64, device=inside.device)
+        return torch.where(inside, expand(scale, inside) if scale.ndim else scale, 1.0)
 
 
 def branches(denoiser: Denoiser, x_t: Tensor, t: Time, conds: list[dict[str, Any]], batched: bool = True) -> list[Tensor]:
     """The beliefs under several sets of conditions, asked in one batch if their conditions have equal names and shapes."""
     names = set(conds[0])
     fits = all(set(c) == names for c in conds) and all(
-        isinstance(c[k], Tensor) and c[k].shape == conds[0][k].shape and len(c[k]) == len(x_t) for c in conds for k in names
+        isinstance(c[k], Tensor) and c[k].shape == conds[0][k].shape and c[k].shape[:1] == x_t.shape[:1]
+        for c in conds
+        for k in names
     )
-    if not (batched and fits):
+    if not (batched and fits and denoiser.stackable):
         return [denoiser(x_t, t, **c) for c in conds]
     n = len(conds)
-    times = torch.cat([t] * n) if isinstance(t, Tensor) and t.ndim else t
+    times = torch.cat([t] * n) if isinstance(t, Tensor) and t.ndim and len(t) == len(x_t) else t
     joint = {k: torch.cat([c[k] for c in conds]) for k in names}
     answer: Tensor = denoiser(torch.cat([x_t] * n), times, **joint)
     return list(answer.chunk(n))

@@ -72,16 +72,16 @@ def conjugate_gradients(apply: Any, v: Tensor, steps: int = 200, tolerance: floa
 
     u, r = torch.zeros_like(v), v
     p, energy = r, dot(r, r)
-    target = tolerance**2 * energy
+    target = max(tolerance, 4 * torch.finfo(v.dtype).eps) ** 2 * energy
     for _ in range(min(steps, v[0].numel())):
         Ap = apply(p)
         curvature = dot(p, Ap)
-        step = torch.where(curvature > 0, energy / curvature.clamp_min(1e-300), torch.zeros_like(energy))
+        step = torch.where(curvature > 0, energy / curvature, torch.zeros_like(energy))
         u, r = u + step * p, r - step * Ap
         new = dot(r, r)
         if not v.requires_grad and v.device.type == "cpu" and bool((new <= target).all()):
             break
-        p, energy = r + torch.where(energy > 0, new / energy.clamp_min(1e-300), torch.zeros_like(new)) * p, new
+        p, energy = r + torch.where(energy > 0, new / energy, torch.zeros_like(new)) * p, new
     return u
 
 

@@ -101,7 +101,7 @@ class Blur(Operator):
     def solve(self, v: Tensor, a: float | Tensor = 1.0, b: float | Tensor = 0.0) -> Tensor:
         power = self._gain(v).abs() ** 2
         scale = a * power + b
-        kept = scale > self.cutoff**2
+        kept = scale > a * self.cutoff**2
         gain = torch.where(kept, 1 / torch.where(kept, scale, torch.ones_like(scale)), torch.zeros_like(scale))
         return self._filter(v, gain.to(torch.complex128))
 
@@ -110,9 +110,9 @@ class Downsample(Operator):
     """The mean over blocks of `factor` pixels along the `ndim` trailing dimensions; sizes must be multiples of the factor."""
 
     def __init__(self, factor: int, ndim: int = 2) -> None:
-        if factor < 1:
+        if int(factor) != factor or factor < 1:
             raise FokkerError(f"factor={factor} is not accepted; give a whole number of at least 1")
-        self.factor, self.ndim = factor, ndim
+        self.factor, self.ndim, self.block = factor, ndim, float(factor**ndim)
 
     def forward(self, x: Tensor) -> Tensor:
         for d in range(-self.ndim, 0):
@@ -127,10 +127,10 @@ class Downsample(Operator):
         return y
 
     def pinv(self, y: Tensor) -> Tensor:
-        return self.adjoint(y) * self.factor**self.ndim
+        return self.adjoint(y) * self.block
 
     def solve(self, v: Tensor, a: float | Tensor = 1.0, b: float | Tensor = 0.0) -> Tensor:
-        return v / (a / self.factor**self.ndim + b)
+        return v / (a / self.block + b)
 
 
 class Matrix(Operator):
@@ -154,7 +154,8 @@ class Matrix(Operator):
 
     def solve(self, v: Tensor, a: float | Tensor = 1.0, b: float | Tensor = 0.0) -> Tensor:
         scale = a * self._values.to(v) + b
-        kept = scale > 1e-12 * self._values.max().to(v)
+        # with b = 0, what eigh leaves of a zero is rounding
+        kept = scale > a * self._values.max().to(v) * 1e-12
         gain = torch.where(kept, 1 / torch.where(kept, scale, torch.ones_like(scale)), torch.zeros_like(scale))
         vectors = self._vectors.to(v)
         solution: Tensor = ((v @ vectors) * gain) @ vectors.T

@@ -14,17 +14,31 @@ from fokker.restore import Operator
 class Restorer(Wrapper):
     """A wrapper that holds a measurement: the operator, y (batch, ...) in the data's range, and its noise level."""
 
+    stackable = False  # the measurement has the batch's size
+
     def __init__(self, inner: Denoiser, operator: Operator, y: Tensor, noise_std: float = 0.0) -> None:
         super().__init__(inner)
         if noise_std < 0:
             raise FokkerError(f"noise_std={noise_std} is not accepted; give a standard deviation of at least 0")
         self.operator, self.measured, self.noise_std = operator, y, float(noise_std)
 
-    def prior_variance(self, t: Time, x_t: Tensor) -> float | Tensor:
-        """The spread of x_0 given x_t for data of unit variance, sigma^2 / (alpha^2 + sigma^2)."""
-        alpha, _, sigma = self.process.coefficients(t, x_t)
+    def prior_variance(self, t: Time, v: Tensor) -> float | Tensor:
+        """The spread of x_0 given x_t for data of unit variance, sigma^2 / (alpha^2 + sigma^2), to multiply `v` with.
+
+        Raises FokkerError for a time that differs within a sample, where A no longer commutes with it.
+        """
+        if isinstance(t, Tensor) and t.ndim > 1 and t.numel() > t.shape[0]:
+            raise FokkerError(f"{type(self).__name__} needs one time per sample, not times of shape {tuple(t.shape)}")
+        time = t.reshape(-1) if isinstance(t, Tensor) and t.ndim else t
+        alpha, _, sigma = self.process.coefficients(time, v)
         spread: float | Tensor = sigma**2 / (alpha**2 + sigma**2)
         return spread
+
+    def correction(self, belief: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+        """w = A^T (r^2 A A^T + noise^2)^{-1} (y - A D), and r^2 w, with r^2 the `prior_variance`."""
+        misfit = self.measured.to(belief) - self.operator(belief)
+        w = self.operator.adjoint(self.operator.solve(misfit, self.prior_variance(t, misfit), self.noise_std**2))
+        return w, self.prior_variance(t, w) * w
 
 
 class DDNM(Restorer):
@@ -39,40 +53,40 @@ class DDNM(Restorer):
     def x0(self, x_t: Tensor, t: Time, **cond: Cond) -> Tensor:
         belief: Tensor = self.inner(x_t, t, **cond)
         if self.noise_std == 0:
-            return self.operator.consistent(belief, self.measured)
-        misfit = self.measured - self.operator(belief)
-        spread = self.prior_variance(t, x_t)
-        return belief + spread * self.operator.adjoint(self.operator.solve(misfit, spread, self.noise_std**2))
+            return self.operator.consistent(belief, self.measured.to(belief))
+        return belief + self.correction(belief, t)[1]
 
 
 class PiGDM(Restorer):
     """Pseudo-inverse guidance: the gradient of log N(y; A D, r^2 A A^T + noise^2) through the denoiser, as a belief.
 
     D + (sigma^2 / alpha) J^T A^T (r^2 A A^T + noise^2)^{-1} (y - A D) with J = dD/dx_t and r^2 = sigma^2 / (alpha^2 + sigma^2).
-    Exact on a Gaussian prior when r^2 is its posterior variance. One evaluation and one backward pass.
+    Exact on a Gaussian prior when r^2 is its posterior variance. Without signal (alpha = 0), where J is 0, (sigma^2 / alpha) J
+    is the prior's variance, for which r^2 = 1 stands. One evaluation and one backward pass.
 
     Reference: Song, Vahdat, Mardani, Kautz 2023, ICLR (openreview 9_gsMA8MRKQ).
     """
 
     def x0(self, x_t: Tensor, t: Time, **cond: Cond) -> Tensor:
         alpha, _, sigma = self.process.coefficients(t, x_t)
-        spread = self.prior_variance(t, x_t)
-
-        def weight(belief: Tensor) -> Tensor:
-            misfit = self.measured - self.operator(belief)
-            return self.operator.adjoint(self.operator.solve(misfit, spread, self.noise_std**2))
-
-        belief, pulled = pull_back(self.inner, x_t, t, weight, cond)
-        corrected: Tensor = belief + (sigma**2 / alpha) * pulled
-        return corrected
+        if not isinstance(alpha, Tensor) and alpha == 0:
+            belief: Tensor = self.inner(x_t, t, **cond)
+            return belief + self.correction(belief, t)[1]
+        belief, pulled = pull_back(self.inner, x_t, t, lambda D: self.correction(D, t)[0], cond)
+        if not isinstance(alpha, Tensor):
+            return belief + float(sigma**2 / alpha) * pulled
+        blind = alpha == 0
+        step = sigma**2 / torch.where(blind, torch.ones_like(alpha), alpha) * pulled
+        return belief + torch.where(blind, self.correction(belief, t)[1], step)
 
 
 def pull_back(
     denoiser: Denoiser, x_t: Tensor, t: Time, weight: Callable[[Tensor], Tensor], cond: dict[str, Cond]
 ) -> tuple[Tensor, Tensor]:
-    """(D, J^T w(D)) with J = dD/dx_t: one evaluation and one backward pass, per sample."""
+    """(D, J^T w(D)) with J = dD/dx_t: one evaluation and one backward pass, per sample; differentiable if x_t is."""
+    outer = torch.is_grad_enabled() and x_t.requires_grad
     with torch.enable_grad():
-        x = x_t.detach().requires_grad_()
+        x = x_t if outer else x_t.detach().requires_grad_()
         belief: Tensor = denoiser(x, t, **cond)
-        (pulled,) = torch.autograd.grad(belief, x, weight(belief.detach()))
-    return belief.detach(), pulled
+        (pulled,) = torch.autograd.grad(belief, x, weight(belief if outer else belief.detach()), create_graph=outer)
+    return (belief, pulled) if outer else (belief.detach(), pulled)
