@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from fokker.errors import FokkerError
 from fokker.net import PRESETS, Network, build, taps
-from fokker.net.dit import patches, whole
-from fokker.net.layers import dropout, noise_features, pad, position_features
+from fokker.net.layers import dropout, fold, noise_features, pad, position_features, unfold
 
 SIZES = {1: (13,), 2: (9, 14), 3: (5, 6, 3)}
 SMALL = {"unet": {"width": 8, "mults": [1, 2], "heads": 2}, "dit": {"width": 24, "depth": 2, "heads": 2}}
@@ -117,6 +116,7 @@ class TestEveryNetwork:
         assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in state.items()}
         assert all(torch.equal(v, state[k]) for k, v in again.state_dict().items())
         assert any(not torch.equal(v, state[k]) for k, v in build(net.config, seed=1).state_dict().items())
+        assert build({**net.config, "seed": 1}).config == net.config
 
     def test_building_leaves_the_global_generator_alone(self, kind: str, dim: int) -> None:
         before = torch.get_rng_state()
@@ -180,13 +180,20 @@ def test_a_transformer_takes_one_level_a_token() -> None:
 
 
 @pytest.mark.parametrize("dim", SIZES)
-def test_patches_and_whole_are_inverse(dim: int) -> None:
-    grid = (2, 3, 4)[:dim]
-    x = draw(2, 3, *(3 * g for g in grid))
-    rows = patches(x, grid)
-    assert torch.equal(whole(rows, grid, 3), x)
-    corner = x[(slice(None), slice(None), *[slice(0, 3)] * dim)]
-    assert torch.equal(rows[:, 0], corner.flatten(1))
+def test_fold_and_unfold_are_inverse(dim: int) -> None:
+    x = draw(2, 3, *(3 * n for n in (2, 3, 4)[:dim]))
+    folded = fold(x, 3)
+    assert folded.shape == (2, 3**dim * 3, *(2, 3, 4)[:dim]) and torch.equal(unfold(folded, 3), x)
+    assert torch.equal(folded.flatten(2)[..., 0], x[(slice(None), slice(None), *[slice(0, 3)] * dim)].flatten(1))
+
+
+@pytest.mark.parametrize("dim", SIZES)
+def test_a_unet_works_on_patches(dim: int) -> None:
+    net = alive(make("unet", dim, patch=2))
+    assert net.multiple == 4
+    x, c = draw(1, 2, *SIZES[dim]), torch.zeros(1)
+    assert features(net, "down.0", x, c).shape[2:] == tuple(-(-n // 4) * 2 for n in SIZES[dim])
+    assert net(x, c).shape == x.shape and not torch.allclose(net(x, c), net(-x, c), atol=1e-3)
 
 
 @pytest.mark.parametrize("dim", SIZES)
@@ -272,6 +279,7 @@ def test_presets_build(name: str) -> None:
         (lambda: make("unet", attention=[True]), "attention has 1 flags for 2 levels"),
         (lambda: make("unet", tokens=3, mid_attention=False), "tokens are read where there is attention"),
         (lambda: make("dit", dropout=1.0), "dropout=1.0 is not accepted"),
+        (lambda: make("unet", patch=0), "patch=0 is not accepted; use 1 or more"),
         (lambda: make("dit", heads=5), "heads divide width"),
         (lambda: make("unet")(draw(2, 2, 8), torch.zeros(2)), "this network takes \\(batch, 2, height, width\\)"),
         (lambda: make("unet")(draw(2, 3, 8, 8), torch.zeros(2)), "x has shape \\(2, 3, 8, 8\\)"),

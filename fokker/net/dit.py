@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fokker.errors import FokkerError
-from fokker.net.layers import Attention, Embedding, dropout, position_features, seeded, zeroed
+from fokker.net.layers import Attention, Embedding, dropout, fold, position_features, roll, seeded, unfold, zeroed
 from fokker.net.network import Network, State
 
 
@@ -94,7 +94,7 @@ class DiT(Network):
 
     def lift(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         grid = self.grid(x.shape[2:])
-        h: Tensor = self.inp(patches(x, grid))
+        h: Tensor = self.inp(roll(fold(x, self.multiple)))
         return h + position_features(grid, h.shape[-1], h.device).to(h.dtype), grid
 
     def embed(self, c_noise: Tensor, label: Tensor | None) -> Tensor:
@@ -106,7 +106,8 @@ class DiT(Network):
 
     def lower(self, state: State) -> Tensor:
         shift, scale = self.modulation(state.embedding).chunk(2, -1)
-        return whole(self.out(modulated(state.h, shift, scale)), state.grid, self.multiple)
+        rows: Tensor = self.out(modulated(state.h, shift, scale))
+        return unfold(rows.transpose(1, 2).reshape(rows.shape[0], -1, *state.grid), self.multiple)
 
     def _levels(self, c_noise: Tensor, batch: int, grid: Sequence[int]) -> Tensor:
         length = math.prod(grid)
@@ -117,19 +118,3 @@ class DiT(Network):
                 f"c_noise has shape {tuple(c_noise.shape)}; give ({batch},), or one level a token: ({batch}, {length})"
             )
         return super()._levels(c_noise, batch, grid)
-
-
-def patches(x: Tensor, grid: Sequence[int]) -> Tensor:
-    """(batch, C, *space) as one row a patch: (batch, prod(grid), C patch^dim)."""
-    dim = len(grid)
-    cut = x.reshape(*x.shape[:2], *(n for g, size in zip(grid, x.shape[2:]) for n in (g, size // g)))
-    order = (0, *(2 + 2 * a for a in range(dim)), 1, *(3 + 2 * a for a in range(dim)))
-    return cut.permute(order).flatten(1 + dim).flatten(1, dim)
-
-
-def whole(rows: Tensor, grid: Sequence[int], patch: int) -> Tensor:
-    """Rows of patches as (batch, C, *space): the inverse of `patches`."""
-    dim = len(grid)
-    cut = rows.reshape(rows.shape[0], *grid, -1, *[patch] * dim)
-    order = (0, 1 + dim, *(n for a in range(dim) for n in (1 + a, 2 + dim + a)))
-    return cut.permute(order).reshape(rows.shape[0], cut.shape[1 + dim], *(g * patch for g in grid))

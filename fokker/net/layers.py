@@ -89,6 +89,22 @@ def dropout(h: Tensor, p: float) -> Tensor:
     return h * ((bits >= zeros).to(h.dtype) * (256 / (256 - zeros)))
 
 
+def fold(x: Tensor, patch: int) -> Tensor:
+    """Patches as channels: (batch, C, *space) to (batch, C patch^dim, *space / patch)."""
+    dim = x.ndim - 2
+    cut = x.reshape(*x.shape[:2], *(n for size in x.shape[2:] for n in (size // patch, patch)))
+    order = (0, 1, *(3 + 2 * axis for axis in range(dim)), *(2 + 2 * axis for axis in range(dim)))
+    return cut.permute(order).flatten(1, 1 + dim)
+
+
+def unfold(h: Tensor, patch: int) -> Tensor:
+    """Channels back to patches: the inverse of `fold`."""
+    dim = h.ndim - 2
+    cut = h.reshape(h.shape[0], -1, *[patch] * dim, *h.shape[2:])
+    order = (0, 1, *(n for axis in range(dim) for n in (2 + dim + axis, 2 + axis)))
+    return cut.permute(order).reshape(h.shape[0], -1, *(n * patch for n in h.shape[2:]))
+
+
 def noise_features(c_noise: Tensor, width: int) -> Tensor:
     """cos and sin of c_noise (...) at width/2 frequencies from 1/4 to 64 radians, shape (..., width), float32 or better.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fokker.errors import FokkerError, unknown
-from fokker.net.layers import crop, memory_format, pad
+from fokker.net.layers import crop, pad
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Network(nn.Module):
         self.image_channels: int = config["image_channels"]
         if self.dim not in (1, 2, 3):
             raise FokkerError(f"dim={self.dim} is not accepted; a network works on 1, 2 or 3 dimensions")
-        counts = {"width": 1, "channels": 1, "heads": 1, "classes": 0, "image_channels": 0}
+        counts = {"width": 1, "channels": 1, "heads": 1, "patch": 1, "classes": 0, "image_channels": 0}
         for name, least in counts.items():
             if config[name] < least:
                 raise FokkerError(f"{name}={config[name]} is not accepted; use {least} or more")
@@ -95,7 +95,7 @@ class Network(nn.Module):
             blank = x.new_zeros(batch, self.image_channels, *size)
             x = torch.cat((x, blank if image is None else image.to(x.dtype)), 1)
         x = pad(x, self.multiple, self.config.get("periodic", False))
-        h, grid = self.lift(x.contiguous(memory_format=memory_format(self.dim)))
+        h, grid = self.lift(x)
         embedding = self.embed(self._levels(c_noise, batch, grid), cond.get("label"))
         context, mask = self._context(batch, cond.get("tokens"), cond.get("token_mask"))
         return State(h, embedding, size, grid, context, mask)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fokker.errors import FokkerError
-from fokker.net.layers import Block, Embedding, Norm, conv, grow, memory_format, seeded, shrink, zeroed
+from fokker.net.layers import Block, Embedding, Norm, conv, fold, grow, memory_format, seeded, shrink, unfold, zeroed
 from fokker.net.network import Network, State
 
 
@@ -30,7 +30,8 @@ class UNet(Network):
     `width` channels times `mults` per level, `blocks` residual blocks a stage, self-attention of `heads` heads (and
     cross-attention to `tokens` of that dimension) in the stages of the levels flagged in `attention`, and in the middle with
     `mid_attention`; `dropout` draws from torch's global generator, in training only; `periodic` joins opposite borders.
-    `multiple` = 2^(levels - 1).
+    With `patch` above 1 the network works on patches of that size as channels, which saves most of the time at full size
+    (Hoogeboom et al., 2023, arXiv 2301.11093). `multiple` = patch 2^(levels - 1).
 
     References: Ronneberger et al., 2015, arXiv 1505.04597; Ho et al., 2020, arXiv 2006.11239; Dhariwal and Nichol, 2021,
     arXiv 2105.05233.
@@ -44,6 +45,7 @@ class UNet(Network):
         width: int = 32,
         mults: Sequence[int] = (1, 2, 2),
         blocks: int = 2,
+        patch: int = 1,
         attention: Sequence[bool] = (),
         mid_attention: bool = True,
         heads: int = 4,
@@ -72,13 +74,13 @@ class UNet(Network):
                     raise FokkerError(f"heads={heads} does not divide the {c} channels of a level with attention")
             self._build(widths, blocks, [heads * bool(flag) for flag in attention], heads * mid_attention)
         levels = range(len(mults))
-        self.multiple = 2 ** (len(mults) - 1)
+        self.multiple = patch * 2 ** (len(mults) - 1)
         self.stages = (*(f"down.{i}" for i in levels), "mid", *(f"up.{i}" for i in reversed(levels)))
         # mypy: nn.Module.to has no overload for a memory format alone
         self.to(memory_format=memory_format(dim))  # type: ignore[call-overload]
 
     def _build(self, widths: list[int], blocks: int, heads: list[int], mid_heads: int) -> None:
-        dim, periodic, embedding = self.dim, self.config["periodic"], 4 * widths[0]
+        dim, patch, periodic, embedding = self.dim, self.config["patch"], self.config["periodic"], 4 * widths[0]
 
         def stage(c_in: int, c_out: int, heads: int, count: int = blocks) -> Stage:
             return Stage(
@@ -89,16 +91,18 @@ class UNet(Network):
             )
 
         self.embedding = Embedding(embedding, self.classes)
-        self.inp = conv(dim, self.channels + self.image_channels, widths[0], periodic=periodic)
+        self.inp = conv(dim, (self.channels + self.image_channels) * patch**dim, widths[0], periodic=periodic)
         below = [*widths[1:], widths[-1]]
         self.down = nn.ModuleList(stage(a, b, h) for a, b, h in zip([widths[0], *widths], widths, heads))
         self.mid = Stage([*stage(widths[-1], widths[-1], mid_heads, 1), *stage(widths[-1], widths[-1], 0, 1)])
         self.up = nn.ModuleList(stage(a + b, b, h) for a, b, h in zip(below, widths, heads))
         self.norm = Norm(widths[0])
-        self.out = zeroed(conv(dim, widths[0], self.out_channels, periodic=periodic))
+        self.out = zeroed(conv(dim, widths[0], self.out_channels * patch**dim, periodic=periodic))
 
     def lift(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        return self.inp(x), ()
+        patch = self.config["patch"]
+        x = x if patch == 1 else fold(x, patch)
+        return self.inp(x.contiguous(memory_format=memory_format(self.dim))), ()
 
     def embed(self, c_noise: Tensor, label: Tensor | None) -> Tensor:
         return self.embedding(c_noise, label)  # type: ignore[no-any-return]
@@ -120,4 +124,6 @@ class UNet(Network):
         state.h = stage(state.h, state.embedding, state.context, state.mask)
 
     def lower(self, state: State) -> Tensor:
-        return self.out(F.silu(self.norm(state.h)))  # type: ignore[no-any-return]
+        patch = self.config["patch"]
+        h: Tensor = self.out(F.silu(self.norm(state.h)))
+        return h if patch == 1 else unfold(h, patch)
