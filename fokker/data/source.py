@@ -86,8 +86,10 @@ def as_index(indices: Indices, n: int) -> Tensor:
     """Indices as an int64 tensor, or FokkerError where one is outside 0..n-1."""
     if isinstance(indices, range):
         index = torch.arange(indices.start, indices.stop, indices.step)
+    elif isinstance(indices, Tensor):
+        index = indices.to(torch.int64).cpu()
     else:
-        index = torch.as_tensor(np.asarray(indices), dtype=torch.int64)
+        index = torch.from_numpy(np.array(indices, dtype=np.int64))
     if index.ndim != 1:
         raise FokkerError(f"indices have shape {tuple(index.shape)}; give a list of item numbers")
     if len(index) and (int(index.min()) < 0 or int(index.max()) >= n):
