@@ -28,7 +28,7 @@ PRECISIONS = ("auto", "no", "bf16")
 
 @dataclass(frozen=True)
 class Optimiser:
-    """AdamW; matrices and kernels decay by `weight_decay`, gains and biases do not; `clip` bounds the gradient norm (0 = off)."""
+    """AdamW; kernels decay by `weight_decay`, gains and biases do not; `clip` bounds the gradient norm (0 = off)."""
 
     beta1: float = 0.9
     beta2: float = 0.99
@@ -57,7 +57,7 @@ class Optimiser:
 
 
 def flag(optimiser: torch.optim.Optimizer, scale: Tensor | None, bad: Tensor) -> None:
-    """Tell a fused optimiser to divide gradients by `scale` and to skip its step where `bad` is 1; nobody waits for the device."""
+    """Tell a fused optimiser to divide gradients by `scale` and to skip its step where `bad` is 1, without a wait."""
     optimiser.grad_scale = scale  # type: ignore[attr-defined]
     optimiser.found_inf = bad  # type: ignore[attr-defined]
 
