@@ -97,6 +97,7 @@ class TestEveryNetwork:
                 null["tokens"] = draw(5, 2, 5)
             assert set(null) <= set(net.conditions)
             assert (net(x, c, **null) - free).abs().max() <= 1e-5 * free.abs().max()
+        assert torch.equal(net(x, c, **dict.fromkeys(net.conditions)), free)
         mixed = net(x, c, label=cond["label"])
         assert torch.allclose(mixed[0], free[0], atol=1e-5) and not torch.allclose(mixed[1], free[1], atol=1e-3)
 

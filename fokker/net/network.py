@@ -27,7 +27,7 @@ class State:
 class Network(nn.Module):
     """`net(x, c_noise, **cond)`: x (batch, channels, *space) to (batch, out_channels, *space), any size.
 
-    c_noise (batch,) or one number; every condition has a leading batch dimension and may be left out:
+    c_noise (batch,) or one number; every condition has a leading batch dimension and may be left out, or None:
     `label` (batch,) int64, negative for none; `tokens` (batch, L, token_dim), where a token of zeros is no token, with an
     optional `token_mask` (batch, L) bool; `image` (batch, image_channels, *space), or `y`, the anchor of a process, in its
     place. Sizes are extended to `multiple` by reflection and cropped back. Raises FokkerError for anything else.
@@ -80,24 +80,28 @@ class Network(nn.Module):
         made: dict[str, Callable[[Tensor], Tensor]] = {"label": lambda v: torch.full_like(v, -1), "y": lambda v: v}
         return {name: made.get(name, torch.zeros_like)(value) for name, value in cond.items()}
 
-    def forward(self, x: Tensor, c_noise: Tensor, **cond: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, **cond: Tensor | None) -> Tensor:
         state = self.start(x, c_noise, **cond)
         for name in self.stages:
             self.advance(name, state)
         return self.finish(state)
 
-    def start(self, x: Tensor, c_noise: Tensor, **cond: Tensor) -> State:
+    def start(self, x: Tensor, c_noise: Tensor, **cond: Tensor | None) -> State:
         """Check the call, embed the noise level and the conditions, and lift x to features."""
-        self._check(x, cond)
+        for name in cond:
+            if name not in self.conditions:
+                raise unknown("condition", name, self.conditions)
+        given = {name: value for name, value in cond.items() if value is not None}
+        self._check(x, given)
         batch, size = x.shape[0], tuple(x.shape[2:])
-        image = cond.get("image", cond.get("y"))
+        image = given.get("image", given.get("y"))
         if self.image_channels:
             blank = x.new_zeros(batch, self.image_channels, *size)
             x = torch.cat((x, blank if image is None else image.to(x.dtype)), 1)
         x = pad(x, self.multiple, self.config.get("periodic", False))
         h, grid = self.lift(x)
-        embedding = self.embed(self._levels(c_noise, batch, grid), cond.get("label"))
-        context, mask = self._context(batch, cond.get("tokens"), cond.get("token_mask"))
+        embedding = self.embed(self._levels(c_noise, batch, grid), given.get("label"))
+        context, mask = self._context(batch, given.get("tokens"), given.get("token_mask"))
         return State(h, embedding, size, grid, context, mask)
 
     def finish(self, state: State) -> Tensor:
@@ -139,9 +143,6 @@ class Network(nn.Module):
         return torch.cat((first, tokens.to(first.dtype)), 1), mask[:, None, None, :]
 
     def _check(self, x: Tensor, cond: Mapping[str, Tensor]) -> None:
-        for name in cond:
-            if name not in self.conditions:
-                raise unknown("condition", name, self.conditions)
         if x.ndim != self.dim + 2 or x.shape[1] != self.channels:
             axes = ", ".join(["batch", str(self.channels), *("depth", "height", "width")[3 - self.dim :]])
             raise FokkerError(f"x has shape {tuple(x.shape)}; this network takes ({axes})")
