@@ -263,9 +263,10 @@ class LawDenoiser(Denoiser):
         self.law = law
 
     def x0(self, x_t: Tensor, t: Time, **cond: Cond) -> Tensor:
+        known = ("label", "logits", "y") if self.process.anchored else ("label", "logits")
         for name in cond:
-            if name not in ("label", "logits", "y"):
-                raise unknown("condition", name, ("label", "logits", "y"))
+            if name not in known:
+                raise unknown("condition", name, known)
         if x_t.device != self.law.device:
             self.law = self.law.to(x_t.device)
         x, level = self.law._noised(x_t, t, self.process, cond.get("y"))
