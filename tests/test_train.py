@@ -107,6 +107,8 @@ def test_hundred_updates_are_sixty_and_forty_to_the_bit(tmp_path: Path, dropout:
     rest.run()
     assert rest.state.samples == whole.state.samples == 3200
     assert same(bits(whole), bits(rest))
+    assert same(whole.ema.copy, rest.ema.copy)
+    assert not same(rest.ema.copy, {k: p.detach() for k, p in rest.ema.live.items()})
 
 
 def test_the_caller_s_random_numbers_are_left_alone_and_do_not_matter() -> None:
@@ -137,7 +139,8 @@ def test_log_lines_survive_slices(tmp_path: Path) -> None:
     make(out=tmp_path / "whole", log_every=640).run()
     make(out=tmp_path / "parts", log_every=640).run(until=1000)
     with open(tmp_path / "parts" / "log.jsonl", "a") as file:
-        file.write('{"samples": 1280, "loss"')  # a line that was being written when the run was killed
+        # lines after the last checkpoint, the second one being written when the run was killed
+        file.write('{"samples": 1280, "loss": 0.0}\n{"samples": 1920, "loss"')
     make(out=tmp_path / "parts", log_every=640).run()
 
     def lines(folder: str) -> list[dict[str, float]]:
@@ -240,6 +243,25 @@ def test_a_run_that_stays_non_finite_stops_with_the_last_good_state_on_disk(tmp_
     tensors, header = store.read(saved)
     assert header["samples"] == 128
     assert all(torch.equal(tensors[k], v) for k, v in before.items())
+
+
+class Overflowing(Denoising):
+    """A loss that overflows where its gradient does not."""
+
+    def loss(self, denoiser: Any, drawn: Any) -> Tensor:
+        return super().loss(denoiser, drawn) + math.inf
+
+
+def test_a_loss_that_is_not_finite_is_bad_even_if_its_gradient_is() -> None:
+    with pytest.raises(FokkerError, match="10 updates in a row"):
+        make(objective=Overflowing()).run()
+
+
+def test_every_update_has_the_rate_of_its_middle_sample() -> None:
+    used: list[float] = []
+    rate = Rate(peak=0.1, warmup=100)
+    make(samples=640, rate=rate, callbacks=[Every(32, lambda t: used.append(t.optimiser.param_groups[0]["lr"]))]).run()
+    assert used == [rate.at(first + 16, 640) for first in range(0, 640, 32)]
 
 
 def test_gradient_is_clipped_to_the_norm() -> None:
