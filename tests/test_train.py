@@ -98,6 +98,14 @@ def test_a_linear_denoiser_becomes_the_wiener_filter() -> None:
     assert excess.mean() < 0.01 * untrained.mean()
 
 
+def test_a_trainer_goes_on_where_it_stopped() -> None:
+    whole, parts = make(), make()
+    whole.run()
+    for until in (320, 321, None):
+        parts.run(until)
+    assert same(bits(whole), bits(parts))
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_hundred_updates_are_sixty_and_forty_to_the_bit(tmp_path: Path, dropout: float) -> None:
     whole = make(MLP(dropout))

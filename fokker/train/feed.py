@@ -41,7 +41,7 @@ class Feed:
         share = batch // world
         self.rows = torch.arange(rank * share, (rank + 1) * share).chunk(parts)
         self.rank, self.world = rank, world
-        self._pool = ThreadPoolExecutor(1, "fokker-feed", initializer=torch.set_num_threads, initargs=(1,))
+        self._pool: ThreadPoolExecutor | None = None
         self._ahead: tuple[int, Future[list[Tensors]]] | None = None
 
     def take(self, first: int, following: bool = True) -> list[Tensors]:
@@ -49,6 +49,8 @@ class Feed:
         ready = self._ahead[1].result() if self._ahead and self._ahead[0] == first else self._make(first)
         self._ahead = None
         if following:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(1, "fokker-feed", initializer=torch.set_num_threads, initargs=(1,))
             self._ahead = (first + self.batch, self._pool.submit(self._make, first + self.batch))
         return ready
 
@@ -65,5 +67,7 @@ class Feed:
         return parts
 
     def close(self) -> None:
-        """Stop the thread."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Stop the thread; it starts again when a batch is taken."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool = self._ahead = None

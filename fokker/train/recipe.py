@@ -1,6 +1,5 @@
 """From a recipe to a trained model in a folder: what `fokker train` does."""
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from fokker.errors import FokkerError, unknown
 from fokker.model import Model, build_net, build_process
 from fokker.process import Process
 from fokker.train.config import Pictures, Recipe, difference, load_recipe
+from fokker.train.report import say
 from fokker.train.state import Checkpoints
 from fokker.train.trainer import Every, Trainer
 
@@ -76,7 +76,7 @@ def train(recipe: Recipe, callbacks: Sequence[Every] = (), quiet: bool = False) 
     if trainer.accelerator.is_main_process:
         path = averaged.save(Path(recipe.out) / "model.safetensors", recipe.store)
         if not quiet:
-            print(f"{state.samples} samples seen, {model.parameters} parameters: {path}", file=sys.stderr)
+            say(f"{state.samples} samples seen, {model.parameters} parameters: {path}")
     trainer.accelerator.wait_for_everyone()
     return averaged
 

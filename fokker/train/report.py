@@ -80,13 +80,14 @@ class Report:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(text + "\n")
 
-    def say(self, sentence: str) -> None:
-        """One sentence to the person at the terminal, on the main process only."""
-        if self.active:
-            print(sentence, file=sys.stderr, flush=True)
-
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+def say(*sentences: str) -> None:
+    """Tell the person at the terminal; called on the main process only."""
+    for sentence in sentences:
+        print(sentence, file=sys.stderr, flush=True)

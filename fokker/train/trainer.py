@@ -1,7 +1,7 @@
 """The training loop: a pure function of samples seen."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from fokker.train.ema import EMA, Average
 from fokker.train.feed import Feed
 from fokker.train.objective import Objective, Tensors
 from fokker.train.rate import Rate
-from fokker.train.report import Report
+from fokker.train.report import Report, say
 from fokker.train.state import Checkpoints, State
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class Trainer:
             self.accelerator.init_trackers("tensorboard", config={})
         self.module.train()
         try:
-            with _own_randomness():
+            with torch.random.fork_rng([self.accelerator.device] if self.accelerator.device.type == "cuda" else []):
                 while self.state.samples < target:
                     before = self.state.samples
                     self.update()
@@ -216,12 +216,11 @@ class Trainer:
             return now // interval > before // interval
 
         log, save = due(self.log_every) or done, due(self.every) or now >= target
-        if log or save or self.accelerator.device.type == "cpu" or report.looks:
-            values = state.meter.read()
-            if values["longest"] >= self.patience:
-                self._stop(values)
-            if report.looks:
-                report.show(now, values["loss"])
+        # all processes look at the same updates, so that they stop together
+        if (log or save or self.accelerator.device.type == "cpu") and state.meter.read()["longest"] >= self.patience:
+            self._stop()
+        if report.looks:
+            report.show(now, state.meter.read()["loss"])
         if log or save:
             # processes have their own losses; from here on they agree
             state.meter.values[0] = self.accelerator.reduce(state.meter.values[0], "mean")
@@ -240,7 +239,7 @@ class Trainer:
                 callback.action(self)
                 self.module.train()
 
-    def _stop(self, values: Mapping[str, float]) -> None:
+    def _stop(self) -> None:
         # skipped updates changed no weight: the state is still the last good one
         self.state.meter.values[3:5] = 0
         saved = self.save()
@@ -270,10 +269,8 @@ class Trainer:
             path, refused = self.checkpoints.newest()
             found = [str(path) if path else None]
             if not self.quiet and (refused or path):
-                report = Report(None, self.samples, 0, True, quiet=True)
-                for sentence in refused:
-                    report.say(f"skipped: {sentence}")
-                report.say(f"resuming from {path}" if path else "no whole checkpoint: starting anew")
+                notes = [f"skipped: {sentence}" for sentence in refused]
+                say(*notes, f"resuming from {path}" if path else "no whole checkpoint: starting anew")
         if self.accelerator.num_processes > 1:
             from accelerate.utils import broadcast_object_list
 
@@ -315,10 +312,3 @@ def _seed(seed: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.manual_seed(seed)
-
-
-@contextmanager
-def _own_randomness() -> Iterator[None]:
-    """Torch's generators are seeded within a run; afterwards the caller's are as before."""
-    with torch.random.fork_rng():
-        yield
