@@ -138,11 +138,13 @@ def test_frechet_of_samples_is_the_distance_of_their_moments() -> None:
     assert math.isfinite(measure.Frechet(floor=False)(few, gaussian(5, 12, 3)).value)
 
 
+@pytest.mark.parametrize("sizes", [(300, 75), (75, 300)], ids=str)
 @pytest.mark.parametrize("metric", SETS, ids=lambda m: f"{m.name}{getattr(m, 'order', '')}")
-def test_the_error_is_the_spread_over_repeats(metric: SetMetric) -> None:
+def test_the_error_is_the_spread_over_repeats(metric: SetMetric, sizes: tuple[int, int]) -> None:
     """The ratio of the mean error to the spread over r repeats scatters by 1 / sqrt(2 r); the estimators add 15 %."""
     repeats = 60
-    values = [quick(metric)(gaussian(250, 3, 100 + r, 0.4, 1.2), gaussian(250, 3, 900 + r)) for r in range(repeats)]
+    n, m = sizes
+    values = [quick(metric)(gaussian(n, 3, 100 + r, 0.4, 1.2), gaussian(m, 3, 900 + r)) for r in range(repeats)]
     spread = float(torch.tensor([v.value for v in values], dtype=torch.float64).std())
     error = sum(v.error or 0.0 for v in values) / repeats
     assert abs(error / spread - 1) < 0.15 + 3 / math.sqrt(2 * repeats)
@@ -231,6 +233,13 @@ def test_memorised_tells_copies_from_draws() -> None:
     train, fresh, held_out = gaussian(600, 8, 0), gaussian(600, 8, 1), gaussian(600, 8, 2)
     copies = train[:300] + 0.001 * gaussian(300, 8, 3)
     assert measure.Memorised()(copies, train).value == 1
+    distances = torch.cdist(fresh, train)
+    nearest = distances.argmin(dim=1)
+    others = torch.cdist(train, train) + torch.diag(torch.full((600,), math.inf, dtype=torch.float64)).nan_to_num(
+        0, math.inf
+    )
+    exact = distances.min(dim=1).values < others.min(dim=1).values[nearest]
+    assert torch.equal(measure.Memorised().each(fresh, train), exact)
     value = measure.Memorised()(fresh, train, held_out)
     assert value.floor is not None and value.error is not None
     assert abs(value.value - value.floor) < 4 * math.sqrt(2) * value.error

@@ -15,8 +15,8 @@ from fokker.measure.kernel import blocks, squared_distances
 from fokker.measure.metric import EXECUTION, Metric, SetMetric, rows, share_error, shuffled
 from fokker.measure.value import Better, Setting, Value
 
-# Into how many parts the sets are cut to see how much a score varies.
-_PARTS = 8
+# A set is cut into at most so many parts to see how much a score varies, and no part has fewer items a neighbour than that.
+_PARTS, _ITEMS = 8, 8
 
 
 def radii(x: Tensor, k: int) -> Tensor:
@@ -40,9 +40,9 @@ def balls_around(x: Tensor, centres: Tensor, radius: Tensor) -> Tensor:
 class NeighbourMetric(SetMetric):
     """Metrics on balls that reach from each item to its k-th nearest other item of the same set; they depend on n.
 
-    error: both sets are cut into eight parts at random; the variance of the score over the parts, over eight, is the
-    variance at full size, averaged over `splits` cuts. None below 8 (k + 2) items. floor: a ceiling here, what one half of
-    the real items scores against the other.
+    error: both sets are cut at random into eight parts (fewer below 64 k items); the variance of the score over the parts,
+    over their number, is the variance at full size, averaged over `splits` cuts. None below 24 k items. floor: a ceiling
+    here, what one half of the real items scores against the other.
     """
 
     better: ClassVar[Better] = "higher"
@@ -54,16 +54,17 @@ class NeighbourMetric(SetMetric):
         raise FokkerError(f"{type(self).__name__} has no score of its own; use Precision, Recall, Density or Coverage")
 
     def estimate(self, x: Tensor, y: Tensor, found: Mapping[str, Setting]) -> tuple[float, float]:
-        if min(len(x), len(y)) < _PARTS * (self.k + 2):
+        count = min(_PARTS, min(len(x), len(y)) // (_ITEMS * self.k))
+        if count < 3:
             return self.score(x, y), math.nan
         variances = []
         for cut in range(max(1, self.splits)):
             parts_x, parts_y = (
-                torch.tensor_split(items[shuffled(len(items), self.seed, 2 * cut + side)], _PARTS)
+                torch.tensor_split(items[shuffled(len(items), self.seed, 2 * cut + side)], count)
                 for side, items in enumerate((x, y))
             )
             scores = torch.tensor([self.score(a, b) for a, b in zip(parts_x, parts_y)], dtype=torch.float64)
-            variances.append(float(scores.var()) / _PARTS)
+            variances.append(float(scores.var()) / count)
         return self.score(x, y), math.sqrt(sum(variances) / len(variances))
 
 
