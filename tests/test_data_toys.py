@@ -290,6 +290,10 @@ class TestMolecules:
     def test_wrong_strings_are_refused(self, wrong: str) -> None:
         assert not molecules.valid(wrong)
 
+    def test_rings_that_meet_without_a_symbol_meet_by_a_single_bond(self) -> None:
+        assert molecules.read("c1ccccc1c1ccccc1").key() == molecules.read(smiles.KNOWN["biphenyl"]).key()
+        assert not molecules.valid("c1cccc([nH]c2ccccn2)c1")
+
     def test_labels_count_rings_and_nitrogen(self) -> None:
         d = smiles.build(200)
         for string, label in zip(d.texts["smiles"], d.label.tolist()):
