@@ -104,9 +104,9 @@ class Process:
         if target.requires_grad:
             # the gradient of the implicit function; none where the value was clamped
             ends = self.logsnr(torch.tensor([1.0, 0.0], dtype=torch.float64, device=t.device))
-            inside = (target > ends[0]) & (target < ends[1])
-            slope = torch.where(inside, derivative(self.logsnr, torch.where(inside, t, 0.5)), torch.inf)
-            t = t + (target - target.detach()) / slope
+            slope = derivative(self.logsnr, t)
+            inside = (target > ends[0]) & (target < ends[1]) & torch.isfinite(slope)
+            t = t + (target - target.detach()) / torch.where(inside, slope, torch.inf)
         return t
 
     def at(self, t: float) -> tuple[float, float, float]:
@@ -260,7 +260,7 @@ class TableVP(Process):
     the last row has no signal at all (zero terminal SNR, Lin et al. 2024, arXiv 2305.08891).
     """
 
-    betas: tuple[float, ...] = ()
+    betas: tuple[float, ...]
 
     def __post_init__(self) -> None:
         betas = torch.as_tensor(self.betas, dtype=torch.float64)
