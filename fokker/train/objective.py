@@ -20,7 +20,7 @@ from fokker.keyed import uniform
 from fokker.process import Process, expand
 
 Tensors = dict[str, Tensor]
-_NOISE, _UNIFORM = range(2)
+_NOISE, _UNIFORM, _EACH = range(3)
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,11 @@ class Key:
     def names(self) -> tuple[Tensor, Tensor]:
         """(ids, index) under which `fokker.keyed` draws the noise of these samples."""
         return self._names(self.first + self.rows, _NOISE)
+
+    def each(self, n: int) -> Tensor:
+        """n more uniform numbers a sample, float64 (B, n)."""
+        ids, index = self._names(self.first + self.rows, _EACH)
+        return uniform((len(ids), n), self.seed, ids, "train", index)
 
     def _names(self, position: Tensor, draw: int) -> tuple[Tensor, Tensor]:
         # ids have 32 bits; streams longer than that go on in the index
@@ -145,6 +150,7 @@ class Denoising(Objective):
                 all within [process.end, 1]
     stratified  the batch's quantiles are u + i / batch: one in each part, whatever the number of processes
     drop        the share of samples trained without their conditions (for classifier-free guidance)
+    drop_each   the share of samples that lose a condition, each by itself: for conditions that will be given in part
     resolution  divides alpha / sigma in `times` by this factor: the shift that keeps the noise of large images comparable
 
     Conditions are every tensor of the batch but x; y of an anchored process is never dropped.
@@ -162,6 +168,7 @@ class Denoising(Objective):
     bias: float | None = None
     stratified: bool = True
     drop: float = 0.0
+    drop_each: float = 0.0
     resolution: float = 1.0
 
     def __post_init__(self) -> None:
@@ -177,8 +184,9 @@ class Denoising(Objective):
         ):
             if value is not None and not given:
                 raise FokkerError(f"{option}={value} has no effect without {owner}; set that or leave {option} out")
-        if not 0 <= self.drop < 1:
-            raise FokkerError(f"drop={self.drop} is not accepted; give a share of the samples, in [0, 1)")
+        for option, share in (("drop", self.drop), ("drop_each", self.drop_each)):
+            if not 0 <= share < 1:
+                raise FokkerError(f"{option}={share} is not accepted; give a share of the samples, in [0, 1)")
         if self.resolution <= 0 or (self.std is not None and self.std <= 0):
             raise FokkerError(f"resolution={self.resolution}, std={self.std}; both must be positive")
 
@@ -213,11 +221,12 @@ class Denoising(Objective):
         where = {"stream": "train", "index": index.to(device), "dtype": x_0.dtype, "device": device}
         eps = process.sample_noise(tuple(x_0.shape), key.seed, ids.to(device), **where)
         conditions = {k: v for k, v in batch.items() if k != "x"}
-        if self.drop:
-            lost = own[:, 1] < self.drop
+        if self.drop or self.drop_each:
             kept = {k: v for k, v in conditions.items() if k != "y"}
+            lost = (own[:, 1:2] < self.drop) | (key.each(len(kept)) < self.drop_each)
             conditions |= {
-                k: torch.where(expand(lost, kept[k]), gone, kept[k]) for k, gone in denoiser.null(**kept).items()
+                k: torch.where(expand(lost[:, list(kept).index(k)], kept[k]), gone, kept[k])
+                for k, gone in denoiser.null(**kept).items()
             }
         sd = float(getattr(denoiser, "sigma_data", 1.0))
         parameter = self.gamma if self.weight == "min-snr" else self.bias
