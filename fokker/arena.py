@@ -134,7 +134,7 @@ def solvers(
         raise FokkerError("the arena compares solvers on plain processes; an anchored one has the same coefficients")
     x1, truth, resolution = reference(denoiser, shape, n, seed, end, **cond)
     _, other, _ = reference(denoiser, shape, n, seed + 1, end, **cond)
-    jobs = list(_combinations(process, list(nfe), names, grid_names, end))
+    jobs = list(combinations(process, list(nfe), names, grid_names, end))
     rows: list[Row] = []
     refused: list[str] = []
     scale = float(truth.square().mean().sqrt())
@@ -172,14 +172,17 @@ def solvers(
 
 
 def reference(
-    denoiser: Denoiser, shape: Sequence[int], n: int, seed: int, end: float | None, **cond: Any
+    denoiser: Denoiser, shape: Sequence[int], n: int, seed: int, end: float | None, exact: bool = True, **cond: Any
 ) -> tuple[Tensor, Tensor, float]:
-    """(start states, end points of the exact flow, relative error of these end points)."""
+    """(start states, end points of the exact flow, relative error of these end points).
+
+    `exact=False` integrates a law's flow like a model's, which is quicker and good to what it says.
+    """
     process = denoiser.process
     last = 0.0 if end == 0 else (process.end if end is None else end)
     law = isinstance(denoiser, LawDenoiser)
     x1 = process.start(process.sample_noise((n, *shape), seed, dtype=torch.float64 if law else torch.float32))
-    if isinstance(denoiser, LawDenoiser):
+    if exact and isinstance(denoiser, LawDenoiser):
         truth = denoiser.law.flow(process, x1, 1.0, last, **cond)
         return x1, truth, 0.0
     fine = solve.get("adams")
@@ -190,7 +193,7 @@ def reference(
     return x1, truth, float((coarse - truth).square().mean().sqrt()) / scale
 
 
-def _combinations(
+def combinations(
     process: Process, budgets: Sequence[int], names: Sequence[str] | None, grid_names: Sequence[str] | None, end: float | None
 ) -> Iterable[tuple[str, str, int, Plan | str]]:
     """(solver, grid, budget, plan or the reason why there is none); each distinct solver once, each distinct plan once."""
