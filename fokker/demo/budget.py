@@ -24,10 +24,10 @@ class Budget:
     compared: int = 10
     calls: tuple[int, ...] = (4, 6, 8, 12, 16, 24, 32)
     converged: int = 128
-    restored: int = 397
+    restored: int = 200
     draws: int = 8
     classified: int = 397
-    noises: int = 2
+    noises: int = 3
 
 
 FULL = Budget()

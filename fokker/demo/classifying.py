@@ -32,7 +32,9 @@ class Classified:
     linear: Value
 
 
-def classify(denoiser: NetworkDenoiser, held_out: Arrays, judge: Features, n: int, noises: int, show: Show) -> Classified:
+def classify(
+    denoiser: NetworkDenoiser, held_out: Arrays, judge: Features, n: int, noises: int, show: Show
+) -> Classified:
     """The class k of least sum over noise levels and draws of w |x_0 - D(x_t, t, k)|^2, w = snr + 1 / sd^2.
 
     All classes see the same noise, so that most of its effect cancels.

@@ -1,6 +1,6 @@
 """The four pictures of the demonstration."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from fokker.demo.sampling import SCALE, SOLVERS, Sampled, Solved, to_levels
 from fokker.demo.training import Training
 from fokker.measure.kernel import squared_distances
 from fokker.measure.value import Value
+from fokker.restore.operators import Mask
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,52 +29,50 @@ def ink(x: Tensor) -> Tensor:
     return -x
 
 
-def stacked(parts: Sequence["Image.Image"], path: Path, across: bool = False) -> Path:
-    """Pictures under (or beside) each other on white, as one PNG."""
+def stacked(parts: Sequence["Image.Image"], path: Path) -> Path:
+    """Pictures under each other on white, as one PNG."""
     from PIL import Image
 
-    along = [p.width if across else p.height for p in parts]
-    other = max(p.height if across else p.width for p in parts)
-    length = sum(along) + PAD * (len(parts) + 1)
-    page = Image.new("RGB", (length, other + 2 * PAD) if across else (other + 2 * PAD, length), pictures.PAPER)
+    width, height = max(p.width for p in parts), sum(p.height for p in parts)
+    page = Image.new("RGB", (width + 2 * PAD, height + PAD * (len(parts) + 1)), pictures.PAPER)
     at = PAD
-    for part, size in zip(parts, along):
-        page.paste(part, (at, PAD) if across else (PAD, at))
-        at += size + PAD
+    for part in parts:
+        page.paste(part, (PAD, at))
+        at += part.height + PAD
     return pictures.save(page, path)
 
 
-def chart(draw: object, **options: object) -> "Image.Image":
-    """What a function of `fokker.plot` draws, as a picture."""
+def chart(draw: Callable[..., Path], width: int, **options: object) -> "Image.Image":
+    """What a function of `fokker.plot` draws, as a picture of this width."""
     from PIL import Image
 
     with TemporaryDirectory() as folder:
         path = Path(folder) / "chart.png"
-        assert callable(draw)
         draw(path=path, **options)
         with Image.open(path) as image:
-            return image.convert("RGB")
+            size = (width, round(image.height * width / image.width))
+            return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
 
 
 def training(done: Training, path: Path) -> Path:
     """The loss on both sides of the split, and what the same noise became as the model grew."""
+    strips = done.strips if len(done.strips) <= 8 else [done.strips[i] for i in spaced(len(done.strips), 8)]
+    grid = pictures.image_grid(
+        ink(torch.cat([x for _, x in strips])),
+        ncol=10,
+        rows=[f"{seen:,} samples seen" for seen, _ in strips],
+        heading="What the same noise becomes as the model learns",
+        scale=8,
+    )
     curve = chart(
         plot.training_curve,
+        grid.width,
         samples_seen=[s for s, _ in done.loss],
         loss=[v for _, v in done.loss],
         title="Denoising loss",
         others={"held-out digits (averaged weights)": done.held_out},
         xlabel="training samples seen",
         smoothing=0.03,
-    )
-    strips = done.strips if len(done.strips) <= 8 else [done.strips[i] for i in spaced(len(done.strips), 8)]
-    grid = pictures.image_grid(
-        ink(torch.cat([x for _, x in strips])),
-        ncol=10,
-        rows=[f"{seen / 1000:.3g} k" if seen < 1e5 else f"{seen / 1000:.0f} k" for seen, _ in strips],
-        columns=[str(k) for k in range(10)],
-        heading="The same noise after so many samples",
-        scale=6,
     )
     return stacked([curve, grid], path)
 
@@ -117,43 +116,44 @@ def solvers(done: Solved, budget: Budget, path: Path) -> Path:
             images.append(to_levels(done.ends[name, calls][first]))
     rows.append("converged")
     images.append(to_levels(done.converged[first]))
-    grid = pictures.image_grid(
-        ink(torch.cat(images)), ncol=10, rows=rows, heading="Three solvers from the same noise at equal cost", scale=6
-    )
+    heading = "Three solvers from the same noise at equal cost"
+    grid = pictures.image_grid(ink(torch.cat(images)), ncol=10, rows=rows, heading=heading, scale=8)
     curve = chart(
         plot.error_curves,
+        grid.width,
         curves={name: [(calls, rms) for calls, rms, _ in done.error[name]] for name in SOLVERS},
-        title="Distance from the converged flow, root mean square a pixel",
+        title="Distance from the converged flow",
         xlabel="calls of the guided denoiser",
-        ylabel="error (data lie in [-1, 1])",
+        ylabel="root mean square error a pixel",
     )
     return stacked([grid, curve], path)
 
 
 def restoration(done: Sequence[Restored], path: Path) -> Path:
-    """What was measured, what the baseline and the model make of it, the truth, and where they err."""
+    """What was measured, what the baseline and the model make of it, two of the digits it may have been, and the truth."""
     parts = []
     for one in done:
-        n = min(10, len(one.truth))
-        rows = torch.linspace(0, len(one.truth) - 1, n).round().long()
-        hidden = one.measured[rows].clone()
-        mask = getattr(one.task.operator, "mask", None)
-        if mask is not None:
-            hidden[(mask == 0).expand_as(hidden)] = torch.nan
-        parts.append(
-            pictures.before_after(
-                ink(hidden),
-                {
-                    f"{BASELINE}, {decibels(one.values['baseline'])}": ink(one.baseline[rows]),
-                    f"diffusion, {decibels(one.values['restored'])}": ink(one.mean[rows]),
-                    "one posterior sample": ink(one.samples[rows, 0]),
-                },
-                ink(one.truth[rows]),
-                heading=f"Held-out digits: {one.task.about}, noise {one.task.noise_std:g}",
-                scale=6,
-            )
+        n = min(12, len(one.truth))
+        chosen = torch.linspace(0, len(one.truth) - 1, n).round().long()
+        hidden = one.measured[chosen].clone()
+        if isinstance(one.task.operator, Mask):
+            hidden[(one.task.operator.mask == 0).expand_as(hidden)] = torch.nan
+        rows = {
+            "measured": hidden,
+            f"{BASELINE} ({decibels(one.values['baseline'])})": one.baseline[chosen],
+            f"diffusion ({decibels(one.values['restored'])})": one.mean[chosen],
+            "truth": one.truth[chosen],
+            **{f"posterior sample {i + 1}": one.samples[chosen, i] for i in range(min(2, one.samples.shape[1]))},
+        }
+        grid = pictures.image_grid(
+            ink(torch.cat(list(rows.values()))),
+            ncol=n,
+            rows=list(rows),
+            heading=f"Held-out digits: {one.task.about}, noise {one.task.noise_std:g}",
+            scale=7,
         )
-    return stacked(parts, path, across=True)
+        parts.append(grid)
+    return stacked(parts, path)
 
 
 def decibels(value: Value) -> str:

@@ -17,7 +17,15 @@ from fokker.demo.sampling import Show
 from fokker.errors import FokkerError
 from fokker.measure import logistic_regression
 
-FILES = ("report.html", "samples.png", "solvers.png", "restoration.png", "training.png", "metrics.json", "model.safetensors")
+FILES = (
+    "report.html",
+    "samples.png",
+    "solvers.png",
+    "restoration.png",
+    "training.png",
+    "metrics.json",
+    "model.safetensors",
+)
 
 
 class Stages:
@@ -82,6 +90,8 @@ def main(out: str | Path = "out/demo", budget: Budget = FULL, seed: int = 0, qui
     store.write_text(out / "report.html", report.page(found, classified.confusion, out))
     training.finish(trained)
     for one in found["expectations"]:
-        stage.say(f"  {'ok    ' if one['met'] else 'MISSED'}  {one['name']}: {one['value']:.3g} ({one['relation']} {one['bar']:.3g})")
+        stage.say(
+            f"  {'ok    ' if one['met'] else 'MISSED'}  {one['name']}: {one['value']:.3g} ({one['relation']} {one['bar']:.3g})"
+        )
     stage.say(f"{out / 'report.html'}: {stage.seconds['total']:.0f} s")
     return found

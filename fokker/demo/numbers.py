@@ -38,15 +38,31 @@ def expectations(sampled: Sampled, restored: Sequence[Restored], classified: Cla
     v = sampled.values
     frechet, memorised = v["frechet"], v["memorised"]
     out = [
-        Expectation("class accuracy", v["class_accuracy"].value, ">=", 0.97, "guided samples that look like their class"),
-        Expectation("frechet / floor", frechet.over_floor, "<=", 1.0, "1: as far from the data as half of the data from the other"),
+        Expectation(
+            "class accuracy", v["class_accuracy"].value, ">=", 0.97, "guided samples that look like their class"
+        ),
+        Expectation(
+            "frechet / floor",
+            frechet.over_floor,
+            "<=",
+            1.0,
+            "1: as far from the data as half of the data from the other",
+        ),
         Expectation("precision", v["precision"].value, ">=", 0.7, "samples that lie among the digits"),
         Expectation("recall", v["recall"].value, ">=", 0.7, "digits that lie among the samples"),
-        Expectation("memorised / held-out share", memorised.over_floor, "<=", 1.5, "1: as near to training digits as new digits are"),
+        Expectation(
+            "memorised / held-out share",
+            memorised.over_floor,
+            "<=",
+            1.5,
+            "1: as near to training digits as new digits are",
+        ),
     ]
     for one in restored:
         gain = one.values["restored"].value - one.values["baseline"].value
-        out.append(Expectation(f"{one.task.name}: dB over {BASELINE}", gain, ">=", 0.0, f"restored digits, {one.task.about}"))
+        out.append(
+            Expectation(f"{one.task.name}: dB over {BASELINE}", gain, ">=", 0.0, f"restored digits, {one.task.about}")
+        )
     linear = classified.linear.value
     about = f"held-out digits; a linear classifier reaches {linear:.3f}"
     return [*out, Expectation("classified by the denoiser", classified.accuracy, ">=", linear, about)]

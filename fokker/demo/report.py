@@ -107,7 +107,8 @@ def _training(found: Mapping[str, Any], out: Path) -> str:
         "<h2>Training</h2>"
         f"<p>{t['updates']:,} updates of 128 digits at random noise levels; the network learns to undo the noise. "
         f"The loss is the squared error relative to its scale at each level, and ended at {t['loss']:.3f}.{held} "
-        "Its floor is not zero: what the noise has destroyed cannot be known.</p>" + _figure(out / "training.png", "training")
+        "Its floor is not zero: what the noise has destroyed cannot be known.</p>"
+        + _figure(out / "training.png", "training")
     )
 
 
@@ -126,9 +127,11 @@ def _samples(found: Mapping[str, Any], out: Path) -> str:
         for name, v in values.items()
     ]
     return (
-        "<h2>Samples</h2>" + _figure(out / "samples.png", "samples") + f"<p>Unguided samples are {html.escape(about['samples'])}. "
-        f"The Fréchet distance is taken in {html.escape(about['features'])} to {html.escape(about['reference'])}; its floor is the "
-        f"distance of {html.escape(about['floor'])} ({about['floor_n']} each). To the held-out digits alone the samples have "
+        "<h2>Samples</h2>"
+        + _figure(out / "samples.png", "samples")
+        + f"<p>Unguided samples are {html.escape(about['samples'])}. "
+        f"The Fréchet distance is taken in {html.escape(about['features'])} to {html.escape(about['reference'])}; its floor "
+        f"is the distance of {html.escape(about['floor'])} ({about['floor_n']} each). To the held-out digits alone the samples have "
         f"{about['to_held_out']:.3f}, where the training digits themselves have {about['training_digits_to_held_out']:.3f}. "
         "A sample counts as memorised if it is nearer to a training digit than any other training digit is; a share of new, "
         "real digits does so too, and that share is the floor.</p>"
@@ -151,8 +154,8 @@ def _solvers(found: Mapping[str, Any], out: Path) -> str:
         for calls in best
     ]
     return (
-        f"<h2>Three solvers at equal cost</h2><p>The same noise, the same guidance ({solvers['guidance']:g}), the same number of "
-        "calls of the denoiser. The error is the root mean square distance a pixel to what the sampling equation gives "
+        f"<h2>Three solvers at equal cost</h2><p>The same noise, the same guidance ({solvers['guidance']:g}), the same number "
+        "of calls of the denoiser. The error is the root mean square distance a pixel to what the sampling equation gives "
         "when it is solved to convergence.</p>"
         + _figure(out / "solvers.png", "solvers")
         + _table(["calls", *names], rows)
@@ -221,8 +224,8 @@ def _again(found: Mapping[str, Any], out: Path) -> str:
         f"fokker sample --model {place}/model.safetensors --label 0..9 -n 100 --guidance cfg:2 --steps 10 --out digits.png\n"
         "fokker train zoo/digits.yaml     # the same training by itself</pre>"
         f'<p class="note">fokker {html.escape(machine["fokker"])}, torch {html.escape(machine["torch"])}, Python '
-        f"{html.escape(machine['python'])}, {html.escape(machine['processor'])}, {machine['cores']} cores, {machine['threads']} "
-        "threads. The same seed on the same machine gives the same numbers.</p>"
+        f"{html.escape(machine['python'])}, {html.escape(machine['processor'])}, {machine['cores']} cores, "
+        f"{machine['threads']} threads. The same seed on the same machine gives the same numbers.</p>"
         + _table(["stage", "seconds"], stages)
         + "<details><summary>All settings</summary><pre>"
         + html.escape(json.dumps(settings, indent=1))

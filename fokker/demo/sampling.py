@@ -59,7 +59,14 @@ class Sampled:
 
 
 def sample(
-    denoiser: Denoiser, train: Arrays, held_out: Arrays, everything: Arrays, judge: Features, budget: Budget, seed: int, show: Show
+    denoiser: Denoiser,
+    train: Arrays,
+    held_out: Arrays,
+    everything: Arrays,
+    judge: Features,
+    budget: Budget,
+    seed: int,
+    show: Show,
 ) -> Sampled:
     """Draw and measure: the classes of guided samples, the distribution of unguided ones.
 
