@@ -73,7 +73,7 @@ def run(
     """Run a plan, or lay one out (`solver` on `grid` with `steps` steps or at most `nfe` evaluations) and run it.
 
     x        the state at the plan's first time, at the process's own noise scale: `process.start(noise, y)`; (batch, ...),
-             or one per input of a plan that has several
+             or one per input of a plan that has several (one alone stands for all)
     y        the anchor of an anchored process, the shape of x
     seed, ids  name the noise of stochastic plans: one id per sample, 0 .. batch - 1 unless given
     watch    called after each evaluation with (run, x_t, belief); returning True stops
@@ -83,7 +83,6 @@ def run(
 
     Raises FokkerError for options that do not fit together and for non-finite values, with the row and time they came from.
     """
-    inputs = (x,) if isinstance(x, Tensor) else tuple(x)
     process = denoiser.process
     if plan is None:
         plan = lay(process, solver, steps, nfe, grid, start, end)
@@ -93,6 +92,7 @@ def run(
         raise FokkerError("give either a plan or solver/steps/nfe/grid/start/end to make one, not both")
     if y is not None and not process.anchored:
         cond["y"] = y
+    inputs = (x,) * plan.inputs if isinstance(x, Tensor) else tuple(x)
     _fits(denoiser, plan, inputs, cond)
     if ids is not None:
         ids = sample_ids(inputs[0].shape[0], ids)
