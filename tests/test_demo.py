@@ -33,7 +33,7 @@ TINY = dataclasses.replace(
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
-    return out, main(out, TINY, seed=3, quiet=True)
+    return out, main(out, TINY, seed=3, workers=1, quiet=True)
 
 
 def test_every_file_is_there_and_whole(done):
@@ -89,7 +89,7 @@ def test_the_model_is_loaded_and_sampled_by_others(done, tmp_path):
 
 def test_a_finished_demo_begins_anew_and_finds_the_same(done, tmp_path):
     first, found = done
-    again = main(tmp_path, TINY, seed=3, quiet=True)
+    again = main(tmp_path, TINY, seed=3, workers=1, quiet=True)
     timeless = {k: v for k, v in found.items() if k not in ("seconds",)}
     assert {k: v for k, v in again.items() if k != "seconds"} == timeless
     assert not (first / training.FOLDER / "checkpoints").exists()

@@ -1,4 +1,4 @@
-"""`fokker demo`: the main job on real digits, from nothing to a report."""
+"""`fokker demo`: the main job on real digits."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,20 +13,19 @@ def add(app: typer.Typer) -> None:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="The folder for report, pictures, numbers and model.")] = Path("out/demo"),
-    seed: Annotated[int, typer.Option(min=0, help="Of the weights, the order of the data, and all noise.")] = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="Every stage in seconds; its numbers mean nothing.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+    out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("out/demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of everything.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="How many; 0 takes the number that is fastest now.")] = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Seconds in place of minutes; its numbers mean nothing.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print metrics.json.")] = False,
 ) -> None:
-    """Train on scikit-learn's 1,797 digits, draw with three solvers, restore and classify held-out ones, report.
+    """Train on 1,797 scanned digits, sample, restore, classify, and write a report with pictures and numbers."""
+    from fokker.demo import budget, main
 
-    Interrupted while training, it goes on from its last checkpoint.
-    """
-    from fokker.demo.budget import FULL, QUICK
-    from fokker.demo.main import main
-
-    found = main(out, QUICK if quick else FULL, seed, quiet=json)
+    found = main.main(out, budget.QUICK if quick else budget.FULL, seed, quiet=json)
     if json:
         print_json(found)
     else:
-        typer.echo(f"{out / 'report.html'}: see also `fokker sample --model {out / 'model.safetensors'} --label 3 -n 64`")
+        typer.echo(str(out / "report.html"))

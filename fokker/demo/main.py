@@ -11,7 +11,7 @@ from typing import Any
 from fokker import store
 from fokker.cli.terminal import Progress
 from fokker.data import toy
-from fokker.demo import classifying, figures, numbers, report, restoring, sampling, training
+from fokker.demo import classifying, figures, numbers, report, restoring, sampling, threads, training
 from fokker.demo.budget import FULL, Budget
 from fokker.demo.sampling import Show
 from fokker.errors import FokkerError
@@ -49,15 +49,23 @@ class Stages:
             print(sentence, file=sys.stderr, flush=True)
 
 
-def main(out: str | Path = "out/demo", budget: Budget = FULL, seed: int = 0, quiet: bool = False) -> dict[str, Any]:
+def main(
+    out: str | Path = "out/demo", budget: Budget = FULL, seed: int = 0, workers: int = 0, quiet: bool = False
+) -> dict[str, Any]:
     """Run every stage into the folder `out` (the files of `FILES`) and return what is in metrics.json.
 
-    An interrupted run goes on with its training where it was. Raises FokkerError where `out` is not a folder.
+    `workers` is the number of threads, 0 for the fastest. An interrupted run goes on with its training where it was. Raises
+    FokkerError where `out` is not a folder.
     """
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise FokkerError(f"{out} is a file; give a folder to write to")
     out.mkdir(parents=True, exist_ok=True)
+    with threads.used(workers):
+        return _run(out, budget, seed, quiet)
+
+
+def _run(out: Path, budget: Budget, seed: int, quiet: bool) -> dict[str, Any]:
     begun = time.perf_counter()
     stage = Stages(quiet)
     train, held_out, everything = (toy("digits", split=split) for split in ("train", "test", "all"))

@@ -1,6 +1,5 @@
 """The numbers of the demonstration, with what each should reach: metrics.json."""
 
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ from fokker.demo.budget import Budget
 from fokker.demo.classifying import Classified
 from fokker.demo.restoring import BASELINE, Restored
 from fokker.demo.sampling import GRID, SCALE, SOLVER, SOLVERS, Sampled, Solved
+from fokker.demo.threads import cores
 from fokker.demo.training import Training
 
 
@@ -167,7 +167,7 @@ def machine() -> dict[str, Any]:
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "processor": processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
     }
 

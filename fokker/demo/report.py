@@ -131,8 +131,8 @@ def _samples(found: Mapping[str, Any], out: Path) -> str:
         + _figure(out / "samples.png", "samples")
         + f"<p>Unguided samples are {html.escape(about['samples'])}. "
         f"The Fréchet distance is taken in {html.escape(about['features'])} to {html.escape(about['reference'])}; its floor "
-        f"is the distance of {html.escape(about['floor'])} ({about['floor_n']} each). To the held-out digits alone the samples have "
-        f"{about['to_held_out']:.3f}, where the training digits themselves have {about['training_digits_to_held_out']:.3f}. "
+        f"is the distance of {html.escape(about['floor'])} ({about['floor_n']} each). To the held-out digits alone the samples "
+        f"have {about['to_held_out']:.3f}, where training digits have {about['training_digits_to_held_out']:.3f}. "
         "A sample counts as memorised if it is nearer to a training digit than any other training digit is; a share of new, "
         "real digits does so too, and that share is the floor.</p>"
         + _table(["number", "value", "real data", "n", "features", "better"], rows)
@@ -217,15 +217,16 @@ def _classification(found: Mapping[str, Any], confusion: Tensor) -> str:
 def _again(found: Mapping[str, Any], out: Path) -> str:
     machine, settings = found["machine"], found["settings"]
     place = html.escape(str(out))
+    again = f"--out {place} --seed {settings['seed']} --threads {machine['threads']}"
     stages = [[html.escape(name), f"{value:.1f}"] for name, value in found["seconds"].items()]
     return (
         "<h2>What was run, and how to run it again</h2>"
-        f"<pre>make demo                        # or: fokker demo --out {place} --seed {settings['seed']}\n"
+        f"<pre>make demo                        # or: fokker demo {again}\n"
         f"fokker sample --model {place}/model.safetensors --label 0..9 -n 100 --guidance cfg:2 --steps 10 --out digits.png\n"
         "fokker train zoo/digits.yaml     # the same training by itself</pre>"
         f'<p class="note">fokker {html.escape(machine["fokker"])}, torch {html.escape(machine["torch"])}, Python '
         f"{html.escape(machine['python'])}, {html.escape(machine['processor'])}, {machine['cores']} cores, "
-        f"{machine['threads']} threads. The same seed on the same machine gives the same numbers.</p>"
+        f"{machine['threads']} threads. The same seed and number of threads on the same machine give the same numbers.</p>"
         + _table(["stage", "seconds"], stages)
         + "<details><summary>All settings</summary><pre>"
         + html.escape(json.dumps(settings, indent=1))

@@ -91,14 +91,15 @@ def posterior_samples(denoiser: Denoiser, task: Task, y: Tensor, draws: int, see
     """`draws` samples of x_0 given y for each measurement, (n, draws, 1, 8, 8)."""
     plan = lay(denoiser.process, DDIM(eta=1.0), nfe=CALLS, grid=GRID, end=0)
     many = y.repeat_interleave(draws, 0)
-    found = []
+    found: list[Tensor] = []
     for first in range(0, len(many), BATCH):
         ids = list(range(first, min(first + BATCH, len(many))))
         wrapped = MomentMatching(denoiser, task.operator, many[ids], task.noise_std, ITERATIONS)
         start = denoiser.process.start(noise((len(ids), *SHAPE), seed, ids))
         found.append(run(wrapped, start, plan, seed=seed, ids=ids).x0)
         show(ids[-1] + 1, len(many))
-    return torch.cat(found).clamp(-1, 1).unflatten(0, (len(y), draws))
+    samples: Tensor = torch.cat(found).clamp(-1, 1).unflatten(0, (len(y), draws))
+    return samples
 
 
 def gaussian_mean(train: Arrays, task: Task, y: Tensor) -> Tensor:
