@@ -124,4 +124,4 @@ def order(seed: int, solver: Solver) -> float:
         rho = torch.linspace(3.0, 0.3, steps + 1, dtype=torch.float64)
         plan = solver.plan(process, Times(process.time(-2 * rho.log())))
         errors.append(distance(sample(mixture.denoiser(process), x, plan), truth))
-    return slope(*errors, 4)
+    return slope(errors[0], errors[1], 4)

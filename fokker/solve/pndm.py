@@ -28,7 +28,8 @@ class PNDM(Solver):
     """Adams-Bashforth weights for equal steps in t on the noise prediction, moved by DDIM's transfer.
 
     warmup  "rk" starts with pseudo Runge-Kutta steps (three of 4 evaluations at order 4, one improved Euler step at order 2);
-            "ramp" with orders 1, 2, 3 (PLMS, iPNDM): one evaluation a step throughout
+            "ramp" with orders 1, 2, 3 (iPNDM): one evaluation a step throughout;
+            "plms" with one improved Euler step and orders 2, 3 (as latent diffusion does, and diffusers without its prk steps)
 
     The weights assume equal steps: on other grids the order is 1. A last step to x_0 is the belief, and so are steps from no
     signal (alpha = 0) taken at order 1.
@@ -42,9 +43,9 @@ class PNDM(Solver):
     evaluations: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        if self.warmup not in ("rk", "ramp"):
-            raise unknown("warmup", self.warmup, ["rk", "ramp"])
-        if self.history not in (BASHFORTH if self.warmup == "ramp" else (2, 4)):
+        if self.warmup not in ("rk", "ramp", "plms"):
+            raise unknown("warmup", self.warmup, ["rk", "ramp", "plms"])
+        if self.history not in ((2, 4) if self.warmup == "rk" else BASHFORTH):
             raise FokkerError(f"history={self.history} with warmup={self.warmup!r} is not accepted; use 2 or 4")
 
     def lay(self, draft: Draft, x: Term, nodes: list[Node]) -> Term:
@@ -59,21 +60,23 @@ class PNDM(Solver):
             eps = draft.keep((x - t.alpha * D) / t.sigma)
             past = [eps, *past][: self.history]
             if self.warmup == "rk" and len(past) < self.history:
-                x = self.start(draft, x, eps, t, s)
+                x = self.start(draft, x, eps, t, s, self.history)
+            elif self.warmup == "plms" and len(past) == 1 < self.history:
+                x = self.start(draft, x, eps, t, s, 2)
             else:
                 weights = BASHFORTH[len(past)]
                 combined = sum((w * e for w, e in zip(weights[1:], past[1:], strict=True)), weights[0] * past[0])
                 x = transfer(x, combined, t, s)
         return x
 
-    def start(self, draft: Draft, x: Term, first: Term, t: Node, s: Node) -> Term:
-        """One pseudo Runge-Kutta step: order 4, or improved Euler for a history of 2."""
+    def start(self, draft: Draft, x: Term, first: Term, t: Node, s: Node, order: int) -> Term:
+        """One pseudo Runge-Kutta step of order 4, or 2 (improved Euler)."""
 
         def noise_at(u: Term, node: Node) -> Term:
             D = draft.ask(u, node)
             return draft.keep((u - node.alpha * D) / node.sigma)
 
-        if self.history == 2:
+        if order == 2:
             second = noise_at(transfer(x, first, t, s), s)
             return transfer(x, 0.5 * (first + second), t, s)
         process: Process = t.process
