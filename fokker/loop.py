@@ -174,7 +174,7 @@ def _anchored(watch: Watch, process: Process, y: Tensor) -> Watch:
 
 @dataclass(frozen=True)
 class Instruction:
-    """A row ready to run: sources are slots of one list (states, then beliefs, then noises)."""
+    """A row ready to run: sources are slots of one list (states, then beliefs, then noises, then the constant 1)."""
 
     row: int
     terms: tuple[tuple[int, Number], ...]
@@ -190,7 +190,8 @@ def compiled(plan: Plan) -> list[Instruction]:
     if known is not None:
         return known
     n = len(plan.rows)
-    place = {"x": 0, "D": n, "z": 2 * n}
+    end = 2 * n + len(plan.noises)
+    place = {"x": 0, "D": n, "z": 2 * n, "1": end}
     uses: list[list[tuple[int, Number]]] = []
     for entry in plan.rows:
         terms = entry.terms if isinstance(entry, Row) else ((entry.source, 1.0),)
@@ -199,7 +200,7 @@ def compiled(plan: Plan) -> list[Instruction]:
     drawn: set[int] = set()
     out = []
     for k, (row, used) in enumerate(zip(plan.rows, uses, strict=True)):
-        new = [slot for slot, _ in used if slot >= 2 * n and slot not in drawn]
+        new = [slot for slot, _ in used if 2 * n <= slot < end and slot not in drawn]
         drawn.update(new)
         draws = tuple((slot, *plan.noises[slot - 2 * n]) for slot in new)
         dead = {slot for slot, _ in used if last[slot] == k and slot not in plan.outputs}
@@ -224,7 +225,8 @@ def _execute(
     first, n = inputs[0], len(plan.rows)
     context = Run(first.shape[0], seed, ids, n)
     predict = denoiser.bind(context)
-    slots: list[Any] = [None] * (2 * n + len(plan.noises))
+    slots: list[Any] = [None] * (2 * n + len(plan.noises) + 1)
+    slots[-1] = first.new_ones(()).expand(first.shape)
     slots[: len(inputs)] = inputs
     noise = Brownian(tuple(first.shape), seed, ids, first.dtype, first.device) if plan.noises else None
     state: Any = None

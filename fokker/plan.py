@@ -22,7 +22,7 @@ from fokker.keyed import RANGE
 from fokker.process import Process
 
 Number = float | Tensor
-Key = tuple[str, int]  # ("x", row), ("D", row) or ("z", draw)
+Key = tuple[str, int]  # ("x", row), ("D", row), ("z", draw), or ("1", 0) for a constant
 
 
 class Term:
@@ -240,7 +240,7 @@ class Plan:
             terms: list[tuple[Key, Number]] = [(("x", known["x", k]), 1.0 / scale)]
             for key, c in row.terms:
                 if key != target:
-                    new_key = beliefs[key] if key[0] == "D" else ("x", known[key])
+                    new_key = beliefs[key] if key[0] == "D" else key if key[0] == "1" else ("x", known[key])
                     assert new_key is not None
                     terms.append((new_key, -c / scale))
             known[target] = len(draft_rows)
@@ -295,6 +295,10 @@ class Draft:
         self.noises.append((start, stop))
         return Term({("z", len(self.noises) - 1): 1.0})
 
+    def constant(self, value: Number) -> Term:
+        """A state that does not depend on the run: `value`, a number or a tensor (1, ...) of the state's rank."""
+        return Term({("1", 0): value})
+
     def adaptive(self, x: Term, function: Callable[..., tuple[Tensor, Any]], t: Node, s: Node) -> Term:
         """A row that is not linear."""
         self.rows.append(Step(function, ("x", self._state(x)), float(t.t), float(s.t)))
@@ -334,8 +338,8 @@ def _check(rows: Sequence[Row], outputs: Sequence[int], inputs: int, noises: int
     """ValueError unless every row uses only what exists before it."""
     for k, row in enumerate(rows):
         for (kind, i), _ in row.terms:
-            exists = 0 <= i < (noises if kind == "z" else k)
-            if kind not in ("x", "D", "z") or not exists or (kind == "D" and rows[i].t is None):
+            exists = 0 <= i < {"z": noises, "1": 1}.get(kind, k)
+            if kind not in ("x", "D", "z", "1") or not exists or (kind == "D" and rows[i].t is None):
                 raise ValueError(f"row {k} uses {kind}{i}, which does not exist")
         if not row.terms and k >= inputs:
             raise ValueError(f"row {k} is made of nothing")
