@@ -75,15 +75,16 @@ class Arena:
         lines = [
             f"{self.subject} on {self.process}: {self.n} samples, seed {self.seed}; errors relative to the exact end points"
             + (f", resolved to {self.resolution:.1e}" if self.resolution else ""),
-            f"{'budget':>6}{'nfe':>5}  {'solver':<16}{'grid':<11}{'rms':>18}{'median':>10}  {'distance':>17}  {'floor':>7}{'ms':>7}",
+            f"{'budget':>6}{'nfe':>5}  {'solver':<16}{'grid':<11}{'rms':>18}{'median':>10}  "
+            f"{'distance':>17}  {'floor':>7}{'ms':>7}",
         ]
         for budget in sorted({r.budget for r in self.rows}):
             for r in self.best(budget)[:top]:
                 assert r.rms is not None and r.rms_error is not None and r.median is not None
                 below = "<" if r.rms < self.resolution else " "
                 lines.append(
-                    f"{r.budget:>6}{r.nfe:>5g}  {r.solver:<16}{r.grid:<11}{below}{r.rms:>8.2e} +- {r.rms_error:.0e}{r.median:>10.1e}  "
-                    f"{r.distance:>8.4f} +- {r.distance_error:.3f}  {r.floor:>7.4f}{1e3 * r.seconds:>7.0f}"
+                    f"{r.budget:>6}{r.nfe:>5g}  {r.solver:<16}{r.grid:<11}{below}{r.rms:>8.2e} +- {r.rms_error:.0e}"
+                    f"{r.median:>10.1e}  {r.distance:>8.4f} +- {r.distance_error:.3f}  {r.floor:>7.4f}{1e3 * r.seconds:>7.0f}"
                 )
         if self.refused:
             lines.append(f"left out: {len(self.refused)} combinations, such as {self.refused[0]}")
