@@ -10,6 +10,7 @@ never leaks into another run.
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -228,6 +229,11 @@ class NetworkDenoiser(Denoiser):
 
     def c_noise(self, t: Time, x: Tensor) -> Tensor:
         """What the network is told about the noise level, one number per sample (or per leading index), float32."""
+        if self.clock is None and isinstance(t, float):
+            # filled in on the device: a copy from the CPU would stall it, and cannot be part of a CUDA graph
+            alpha, _, sigma = self.process.at(t)
+            c = math.log(sigma / alpha) / 4 if alpha > 0 < sigma else math.copysign(5.0, sigma - alpha)
+            return torch.full((x.shape[0],), min(5.0, max(-5.0, c)), device=x.device)
         t = as_time(t)
         c = self.clock(t) if self.clock else (-self.process.logsnr(t) / 8).clamp(-5, 5)
         # half precision would blur the noise level by per cents

@@ -106,7 +106,7 @@ def run(
     begun = time.perf_counter()
     with torch.set_grad_enabled(gradient):
         outputs, context, stopped = _execute(denoiser, inputs, plan, seed, ids, watch, cond)
-        if check and not gradient and not all(bool(torch.isfinite(v).all()) for v in outputs):
+        if check and not gradient and not all(finite(v) for v in outputs):
             _execute(denoiser, inputs, plan, seed, ids, _stop_at_the_first_non_finite, cond)
             raise FokkerError("the run gave non-finite values in its last row, after its last evaluation")
         if process.anchored and not stopped:
@@ -222,13 +222,48 @@ def _execute(
     watch: Watch | None,
     cond: dict[str, Cond],
 ) -> tuple[tuple[Tensor, ...], Run, bool]:
+    context = Run(inputs[0].shape[0], seed, ids, len(plan.rows))
+    return _rows(denoiser.bind(context), context, inputs, plan, watch, cond)
+
+
+def pure(denoiser: Denoiser, plan: Plan) -> Callable[..., Tensor]:
+    """`f(x, **cond)`: nothing but the rows of a plan, for torch.compile(fullgraph=True), CUDA graphs and export.
+
+    One graph for the whole run: no check of options or numbers, no watch, gradients as the caller's context says. What a
+    wrapper remembers lives as long as f does, so make a new f for each run of a wrapper with a memory. Raises FokkerError for
+    plans that draw noise, decide while they run or have several states, and for anchored processes.
+    """
+    if plan.noises or plan.inputs != 1 or len(plan.outputs) != 1 or any(isinstance(r, Step) for r in plan.rows):
+        raise FokkerError("this plan draws noise, has several states or decides while it runs; use fokker.run for it")
+    if denoiser.process.anchored:
+        raise FokkerError(f"{denoiser.process.name} has an anchor, which fokker.run subtracts; use that")
+    context = Run(1, rows=len(plan.rows))
+    bound = denoiser.bind(context)
+    compiled(plan)
+    for t in plan.times:
+        # remembered here, so that no coefficient is worked out inside a graph
+        denoiser.process.coefficients(t, torch.empty(1))
+
+    def f(x: Tensor, **cond: Cond) -> Tensor:
+        context.batch = x.shape[0]
+        return _rows(bound, context, (x,), plan, None, cond)[0][0]
+
+    return f
+
+
+def _rows(
+    predict: Denoiser,
+    context: Run,
+    inputs: tuple[Tensor, ...],
+    plan: Plan,
+    watch: Watch | None,
+    cond: dict[str, Cond],
+) -> tuple[tuple[Tensor, ...], Run, bool]:
     first, n = inputs[0], len(plan.rows)
-    context = Run(first.shape[0], seed, ids, n)
-    predict = denoiser.bind(context)
     slots: list[Any] = [None] * (2 * n + len(plan.noises) + 1)
     slots[-1] = first.new_ones(()).expand(first.shape)
     slots[: len(inputs)] = inputs
-    noise = Brownian(tuple(first.shape), seed, ids, first.dtype, first.device) if plan.noises else None
+    noise = Brownian(tuple(first.shape), context.seed, context.ids, first.dtype, first.device) if plan.noises else None
     state: Any = None
     for row in compiled(plan):
         k = row.row
@@ -250,6 +285,11 @@ def _execute(
         for slot in row.free:
             slots[slot] = None
     return tuple(slots[k] for k in plan.outputs), context, False
+
+
+def finite(x: Tensor) -> bool:
+    """Whether all numbers of x are; one pass where they are, since what is not finite stays so in a sum."""
+    return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
 
 
 def combine(terms: tuple[tuple[int, Number], ...], slots: list[Any]) -> Tensor:

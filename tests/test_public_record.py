@@ -5,7 +5,7 @@ its noise levels in float32, which is lifted to float64 here; where it casts the
 Where the two differ, the test names the reason and shows on the exact law who is right.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -273,7 +273,7 @@ def _begin() -> Tensor:
 
 
 def their_error(made: Any, steps: int, exact: bool = True) -> float:
-    """The error of their scheduler in `steps` equal steps of log-SNR; not `exact`: noise levels in float32, as they keep them."""
+    """Their error in `steps` equal steps of log-SNR; not `exact`: noise levels in float32, as they keep them."""
     made.set_timesteps(steps)
     times = VP.time(torch.linspace(-4.0, 4.0, steps + 1, dtype=torch.float64))
     made.sigmas = torch.exp(-VP.logsnr(times) / 2).to(torch.float64 if exact else torch.float32)
