@@ -153,7 +153,9 @@ def solvers(
             refused.append(f"{name} on {grid_name} at {budget}: {problem}")
             continue
         where = f" --end {end:g}" if end is not None else ""
-        rerun = f"fokker arena solvers {subject} --process {spelled(process)} --nfe {budget} --solver {name} --grid {grid_name}"
+        # a model has its own process
+        on = f" --process {spelled(process)}" if isinstance(denoiser, LawDenoiser) else ""
+        rerun = f"fokker arena solvers {subject}{on} --nfe {budget} --solver {name} --grid {grid_name}"
         value = distance(trace.x0, other)
         rows.append(
             Row(

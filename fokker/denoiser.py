@@ -232,8 +232,8 @@ class NetworkDenoiser(Denoiser):
         if self.clock is None and isinstance(t, float):
             # filled in on the device: a copy from the CPU would stall it, and cannot be part of a CUDA graph
             alpha, _, sigma = self.process.at(t)
-            c = math.log(sigma / alpha) / 4 if alpha > 0 < sigma else math.copysign(5.0, sigma - alpha)
-            return torch.full((x.shape[0],), min(5.0, max(-5.0, c)), device=x.device)
+            level = math.log(sigma / alpha) / 4 if alpha > 0 < sigma else math.copysign(5.0, sigma - alpha)
+            return torch.full((x.shape[0],), min(5.0, max(-5.0, level)), dtype=torch.float32, device=x.device)
         t = as_time(t)
         c = self.clock(t) if self.clock else (-self.process.logsnr(t) / 8).clamp(-5, 5)
         # half precision would blur the noise level by per cents

@@ -1,15 +1,17 @@
 """From the words of a command line to objects: processes, solvers, grids, plans."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fokker.cli import spec
-from fokker.errors import FokkerError
+from fokker.errors import FokkerError, unknown
 
 if TYPE_CHECKING:
     from fokker.grids import Grid
+    from fokker.laws import Law
     from fokker.plan import Plan
     from fokker.process import Process
     from fokker.solve import Solver
@@ -51,6 +53,26 @@ def process(text: str) -> "Process":
     found = resolve("process", text)
     if not isinstance(found, Process):
         raise FokkerError(f"{text!r} is a {type(found).__name__}, not a process")
+    return found
+
+
+def law(text: str) -> "Law":
+    """A law by name: `ring`, `lowrank64`, `lowrank:dim=8,rank=2,seed=1`, or a function of the user's own that makes one."""
+    from fokker import laws
+    from fokker.catalogue.entry import build as construct
+    from fokker.catalogue.entry import load_user_object
+
+    named = spec.method(text)
+    sized = re.fullmatch(r"lowrank(\d{1,4})", named.name)
+    known = {"ring": laws.ring, "lowrank": laws.lowrank}
+    with own_code(named.name):
+        if ":" not in named.name and named.name not in known and not sized:
+            raise unknown("law", named.name, [*known, "lowrank64"])
+        made = laws.lowrank if sized else known.get(named.name) or load_user_object(named.name)
+        options = {"dim": int(sized[1]), **named.options} if sized else named.options
+        found = construct(made, named.name, named.values, options)
+    if not isinstance(found, laws.Law):
+        raise FokkerError(f"{text!r} is a {type(found).__name__}, not a law")
     return found
 
 
@@ -96,7 +118,7 @@ def plan(
         raise FokkerError("give either --steps or --nfe")
     method, make = solver(solver_text), grid(grid_text, end)
     with own_code(spec.method(solver_text).name):
-        return method.plan(on, make(steps if steps is not None else method.steps_for(nfe or 0, on, make)))
+        return method.plan(on, make(steps)) if steps is not None else method.budget(nfe or 0, on, make)
 
 
 def stored_plan(path: Path) -> "Plan":

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fokker.cli import choose, spec
@@ -98,7 +99,7 @@ def run(job: Job, show: Callable[[int, int], None] = lambda done, total: None) -
             raise FokkerError(f"{text!r} is a {type(denoiser).__name__}, not a wrapper around a denoiser")
     plan = job.laid(denoiser)
     cond = _conditions(model, job)
-    shape = tuple(model.codec.encode(torch.zeros(1, *model.shape, device=device)).shape[1:])
+    shape = shape_of(model)
     parts = [(seed, first) for seed in job.seeds for first in range(0, job.n, job.batch)]
     found, nfe, made = [], 0.0, 0
     for seed, first in parts:
@@ -160,3 +161,20 @@ def device_of(name: str) -> str:
             f"device {name!r} is not here; use auto or cpu" + (" or cuda" if torch.cuda.is_available() else "")
         )
     return name
+
+
+def shape_of(model: "Model") -> tuple[int, ...]:
+    """The shape of one sample in the denoiser's space."""
+    import torch
+
+    here = next(model.denoiser.parameters()).device
+    return tuple(model.codec.encode(torch.zeros(1, *model.shape, device=here)).shape[1:])
+
+
+def check_writable(*paths: Path | None) -> None:
+    """FokkerError, before any work is done, unless files can be written to all of these names."""
+    for path in paths:
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise FokkerError(
+                f"{str(path)!r} is a folder, or lies in one that does not exist; give the name of a new file"
+            )

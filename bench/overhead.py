@@ -1,0 +1,164 @@
+"""Microseconds a row that sampling loops add to a denoiser that costs nothing: ours, diffusers', k-diffusion's, a bare one.
+
+    python bench/overhead.py [--rows 50] [--repeats 200] [--out bench/results/overhead.json]
+
+The bare loop is what one would write by hand for the same plan: its numbers in a list, the same denoiser, three tensor
+operations a row. All loops run in one process, in turns: medians over turns, and ratios as medians of the ratio within a turn,
+which a busy machine moves least. Targets: at most 1.3 x the bare loop, at most a fifth of diffusers'
+DPMSolverMultistepScheduler.
+"""
+
+import argparse
+import importlib.util
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fokker as fk
+from fokker.checks import provenance
+from fokker.denoiser import Denoiser
+from fokker.process import Time
+
+SHAPES = ((1, 4, 64, 64), (64, 3, 32, 32))
+SOLVERS = ("ddim", "dpmpp-2m", "dpmpp-3m", "unipc", "deis")
+
+
+class Free(Denoiser):
+    """A belief that costs nothing."""
+
+    def x0(self, x_t: Tensor, t: Time) -> Tensor:
+        return x_t
+
+
+def ours(solver: str, x: Tensor, rows: int) -> Callable[[], Any]:
+    denoiser = Free(fk.VP())
+    plan = fk.solve.get(solver).plan(denoiser.process, fk.grids.logsnr(rows))
+    return lambda: fk.sample(denoiser, x, plan)
+
+
+def bare(x: Tensor, rows: int) -> Callable[[], Any]:
+    """DPM-Solver++(2M) by hand."""
+    denoiser = Free(fk.VP())
+    plan = fk.solve.get("dpmpp-2m").plan(denoiser.process, fk.grids.logsnr(rows))
+    table = []
+    for row in plan.rows[1:]:
+        numbers = [c for (kind, _), c in row.terms if kind == "x"] + [c for (kind, _), c in row.terms if kind == "D"][::-1]
+        table.append((row.t, *numbers))
+
+    @torch.no_grad()
+    def loop() -> Tensor:
+        state = x
+        belief = denoiser(state, 1.0)
+        before = belief
+        for t, a, b, *c in table:
+            state = state * a
+            state.add_(belief, alpha=b)
+            if c:
+                state.add_(before, alpha=c[0])
+            if t is not None:
+                before, belief = belief, denoiser(state, t)
+        return state
+
+    return loop
+
+
+def diffusers_loop(name: str, x: Tensor, rows: int, **options: Any) -> Callable[[], Any]:
+    import diffusers
+
+    made = getattr(diffusers, name)(prediction_type="sample", **options)
+
+    @torch.no_grad()
+    def loop() -> Tensor:
+        made.set_timesteps(rows)
+        state = x
+        for t in made.timesteps:
+            state = made.step(made.scale_model_input(state, t), t, state).prev_sample
+        return state
+
+    return loop
+
+
+def k_diffusion_loop(name: str, x: Tensor, rows: int) -> Callable[[], Any]:
+    from k_diffusion import sampling
+
+    sigmas = sampling.get_sigmas_karras(rows, 0.02, 80.0)
+    function = getattr(sampling, name)
+    return torch.no_grad()(lambda: function(lambda state, sigma: state, x, sigmas, disable=True))
+
+
+def contestants(x: Tensor, rows: int) -> dict[str, Callable[[], Any]]:
+    loops = {"bare dpmpp-2m": bare(x, rows), **{f"fokker {name}": ours(name, x, rows) for name in SOLVERS}}
+    if importlib.util.find_spec("diffusers"):
+        loops["diffusers DDIM"] = diffusers_loop("DDIMScheduler", x, rows, clip_sample=False)
+        loops["diffusers DPMSolverMultistep"] = diffusers_loop("DPMSolverMultistepScheduler", x, rows)
+        loops["diffusers UniPC-3"] = diffusers_loop("UniPCMultistepScheduler", x, rows, solver_order=3)
+    if importlib.util.find_spec("k_diffusion"):
+        loops["k-diffusion dpmpp_2m"] = k_diffusion_loop("sample_dpmpp_2m", x, rows)
+    return loops
+
+
+@dataclass
+class Found:
+    """One loop over its turns: median and least microseconds a row, and the median of its ratio to the bare loop's turn."""
+
+    microseconds: float
+    least: float
+    over_bare: float
+
+
+def measured(shape: tuple[int, ...], rows: int, repeats: int) -> dict[str, Found]:
+    loops = contestants(fk.noise(shape), rows)
+    times: dict[str, list[float]] = {name: [] for name in loops}
+    for turn in range(repeats + 3):
+        for name, loop in loops.items():
+            # the slow ones need fewer turns
+            if turn > 3 + repeats // 4 and not name.startswith(("bare", "fokker")):
+                continue
+            begin = time.perf_counter()
+            loop()
+            times[name].append(time.perf_counter() - begin)
+    bare_times = times["bare dpmpp-2m"][3:]
+    return {
+        name: Found(
+            round(1e6 * statistics.median(seconds[3:]) / rows, 2),
+            round(1e6 * min(seconds[3:]) / rows, 2),
+            round(statistics.median(a / b for a, b in zip(seconds[3:], bare_times)), 3),
+        )
+        for name, seconds in times.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Overhead of sampling loops over a free denoiser.")
+    parser.add_argument("--rows", type=int, default=50)
+    parser.add_argument("--repeats", type=int, default=200)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    results: dict[str, Any] = {"rows": options.rows, "repeats": options.repeats, **provenance()}
+    for shape in SHAPES:
+        found = measured(shape, options.rows, options.repeats)
+        results["x".join(map(str, shape))] = {name: asdict(value) for name, value in found.items()}
+        print(f"\n{shape}: microseconds a row")
+        for name, value in found.items():
+            print(f"  {name:30}{value.microseconds:9.1f} (least {value.least:.1f})   {value.over_bare:6.2f} x bare")
+        mine, slow = found["fokker dpmpp-2m"], found.get("diffusers DPMSolverMultistep")
+        print(f"  over the bare loop {mine.over_bare:.2f} (at most 1.3)", end="")
+        print(f", of diffusers 1/{slow.over_bare / mine.over_bare:.1f} (at most 1/5)" if slow else "", end="")
+        print(f"; by least times 1/{slow.least / mine.least:.1f}" if slow else "")
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
