@@ -63,7 +63,9 @@ class Pool:
 CHUNK = 1024
 
 
-def descend(table: Table, pool: Pool, steps: int, batch: int, seed: int, power: tuple[float, float] = (1.3, 2.0)) -> Iterator[Table]:
+def descend(
+    table: Table, pool: Pool, steps: int, batch: int, seed: int, power: tuple[float, float] = (1.3, 2.0)
+) -> Iterator[Table]:
     """Tables along a Levenberg-Marquardt descent of sum (error^2)^(p/2) over `pool`, one a step.
 
     `power` p grows from the first to the second number, from the typical error, which is smooth, to the mean square, which
@@ -110,7 +112,8 @@ def _value(error: Tensor, p: float) -> float:
 def _solve(normal: Tensor, slope: Tensor, damping: float) -> Tensor:
     diagonal = normal.diagonal()
     damped = normal + torch.diag(damping * diagonal + 1e-12 * diagonal.max() + 1e-300)
-    return -torch.linalg.lstsq(damped, slope[:, None]).solution[:, 0]
+    move: Tensor = -torch.linalg.lstsq(damped, slope[:, None]).solution[:, 0]
+    return move
 
 
 def _equations(table: Table, moves: Moves, pool: Pool, weight: Tensor, p: float) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ the search never saw.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,23 +23,21 @@ from fokker.solve.descent import Pool, descend
 from fokker.solve.table import Table
 
 LATER = (-7.0, -5.5, -4.5, -3.5, -2.5, -1.5)  # log-SNRs at which a start that saves the first evaluation may lie
-BEGUN, FINISHED = 4, 2  # descents that are begun, and those of them that are finished
+BEGUN, FINISHED = 6, 3  # descents that are begun, and those of them that are finished
 
 Judge = Callable[[Plan], float]
 
 
 @dataclass
 class Field:
-    """The candidates of a search, judged once each by the same noises; smaller is better."""
+    """The candidates of a search, judged by the same noises; smaller is better."""
 
     judge: Judge
     best: tuple[float, Table] | None = None
-    seen: list[tuple[float, Table]] = field(default_factory=list)
 
     def add(self, table: Table) -> float:
         """The value of a candidate, which is remembered if it is the best so far."""
         value = self.judge(table.plan())
-        self.seen.append((value, table))
         if self.best is None or value < self.best[0]:
             self.best = (value, table)
         return value
@@ -52,7 +50,7 @@ def tune(
     seed: int = 0,
     metric: str | Callable[[Tensor], float] | None = None,
     n: int | None = None,
-    steps: int = 10,
+    steps: int = 12,
     end: float | None = None,
     seconds: float = 45.0,
     progress: Callable[[int, int], None] | None = None,
@@ -61,7 +59,7 @@ def tune(
     """The best plan with `nfe` evaluations for this denoiser, judged on samples of `shape` (of one sample).
 
     The error is the end points' RMS distance to the denoiser's own flow, integrated to convergence, relative to their size. Of
-    `n` noises (3072, or 384 for a network) two thirds train the table and a third choose between what was found and every
+    `n` noises (6144, or 384 for a network) one half trains the table and the other chooses between what was found and every
     fixed solver x grid, so that the plan returned is never worse than the best of them there.
 
     metric   the name of a metric of `fokker.measure`, which compares the samples with the end points of the flow, or a function
@@ -85,12 +83,12 @@ def tune(
         raise FokkerError("tune the plain process: an anchored one with the same alpha and sigma runs the same plan")
     given = {len(v) for v in cond.values() if isinstance(v, Tensor)}
     if n is None:
-        n = given.pop() if len(given) == 1 else 3072 if isinstance(denoiser, LawDenoiser) else 384
+        n = given.pop() if len(given) == 1 else size(denoiser)
     if nfe < 1 or n < 12 or steps < 1:
         raise FokkerError(f"nfe={nfe}, n={n}, steps={steps} are not accepted; give at least 1 evaluation, 12 samples, 1 step")
     x1, truth, floor = arena.reference(denoiser, shape, n, seed, end, exact=False, **cond)
     everything = Pool(denoiser, x1, truth, cond)
-    cut = 2 * n // 3
+    cut = n // 2
     train, held = everything.part(slice(0, cut)), everything.part(slice(cut, n))
     judge = _judge(held, metric)
     fixed = _fixed(train, nfe, end)
@@ -100,30 +98,7 @@ def tune(
     if candidates.best is None:
         raise FokkerError(f"no deterministic solver has a plan with nfe={nfe} on {process!r}")
     best_fixed = candidates.best[1]
-    early = max(2, steps // 2)
-    total = BEGUN * early + FINISHED * steps
-    done, late = 0, False
-    quick = train.part(slice(0, max(8, cut // 2)))
-    ends: list[tuple[float, Table]] = []
-    for phase in ("begin", "finish"):
-        pool, many = (quick, early) if phase == "begin" else (train, steps)
-        power = (1.3, 1.7) if phase == "begin" else (1.6, 2.0)
-        for k, start in enumerate(_starts(train, fixed, nfe, end) if phase == "begin" else [t for _, t in ends[:FINISHED]]):
-            reached = start
-            value = float("inf")
-            for table in descend(start, pool, many, max(8, len(pool) // 2), seed + k, power):
-                reached, value, done = table, candidates.add(table), done + 1
-                if progress is not None:
-                    progress(min(done, total), total)
-                late = time.perf_counter() - begun > seconds
-                if late:
-                    break
-            ends.append((value, reached))
-            if late:
-                break
-        ends.sort(key=lambda entry: entry[0])
-        if late:
-            break
+    late = _search(train, _starts(train, fixed, nfe, end), candidates, steps, seed, begun, seconds, progress)
     value, winner = candidates.best
     error, fixed_error = held.rms(winner.plan()), held.rms(best_fixed.plan())
     config = {
@@ -146,6 +121,45 @@ def tune(
     }
     plan = winner.plan()
     return Plan(plan.rows, process, plan.outputs, 1, (), plan.start, plan.end, config)
+
+
+def size(denoiser: Denoiser) -> int:
+    """How many noises a search uses unless told: many where an evaluation costs nothing."""
+    return 6144 if isinstance(denoiser, LawDenoiser) else 384
+
+
+def _search(
+    train: Pool,
+    starts: list[Table],
+    candidates: Field,
+    steps: int,
+    seed: int,
+    begun: float,
+    seconds: float,
+    progress: Callable[[int, int], None] | None,
+) -> bool:
+    """Short descents from all starts on half of the noises, then long ones of the best on all; whether time ran out."""
+    early, done = max(2, steps // 2), 0
+    total = len(starts) * early + min(FINISHED, len(starts)) * steps
+    half = train.part(slice(0, max(8, len(train) // 2)))
+    for pool, many, power, share in ((half, early, (1.3, 1.7), 0.5), (train, steps, (1.6, 2.0), 1.0)):
+        reached: list[tuple[float, Table]] = []
+        late = False
+        for k, start in enumerate(starts):
+            last = (float("inf"), start)
+            for table in descend(start, pool, many, max(8, min(1024, len(pool) // 2)), seed + k, power):
+                last = (candidates.add(table), table)
+                done += 1
+                if progress is not None:
+                    progress(min(done, total), total)
+                late = time.perf_counter() - begun > share * seconds
+                if late:
+                    break
+            reached.append(last)
+            if late:
+                break
+        starts = [table for _, table in sorted(reached, key=lambda entry: entry[0])[:FINISHED]]
+    return late
 
 
 def _named(metric: str | Callable[[Tensor], float] | None) -> str:
