@@ -175,3 +175,12 @@ def test_moment_matching_refuses_what_it_cannot_do():
     operator = restoring.tasks()[0].operator
     with pytest.raises(FokkerError, match="iterations=0"):
         MomentMatching(law.denoiser(process), operator, torch.zeros(1, 1, 8, 8), 0.1, iterations=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_every_bar_is_met_on_every_seed(tmp_path, seed):
+    found = main(tmp_path, FULL, seed=seed, quiet=True)
+    missed = [e for e in found["expectations"] if not e["met"]]
+    assert not missed

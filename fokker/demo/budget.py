@@ -17,7 +17,7 @@ class Budget:
     """
 
     samples: int | None = None
-    snapshots: int = 12
+    snapshots: int = 9
     each: int = 100
     unguided: int = 1797
     evaluations: int = 20

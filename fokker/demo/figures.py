@@ -25,8 +25,8 @@ PAD = 18
 
 
 def ink(x: Tensor) -> Tensor:
-    """Digits as dark strokes on white."""
-    return -x
+    """Digits (n, 1, 8, 8) as dark strokes on white, with a margin of paper around each."""
+    return -torch.nn.functional.pad(x, (1, 1, 1, 1), value=-1.0)
 
 
 def stacked(parts: Sequence["Image.Image"], path: Path) -> Path:
@@ -56,13 +56,12 @@ def chart(draw: Callable[..., Path], width: int, **options: object) -> "Image.Im
 
 def training(done: Training, path: Path) -> Path:
     """The loss on both sides of the split, and what the same noise became as the model grew."""
-    strips = done.strips if len(done.strips) <= 8 else [done.strips[i] for i in spaced(len(done.strips), 8)]
     grid = pictures.image_grid(
-        ink(torch.cat([x for _, x in strips])),
+        ink(torch.cat([x for _, x in done.strips])),
         ncol=10,
-        rows=[f"{seen:,} samples seen" for seen, _ in strips],
+        rows=[f"{seen:,} samples seen" for seen, _ in done.strips],
         heading="What the same noise becomes as the model learns",
-        scale=8,
+        scale=6,
     )
     curve = chart(
         plot.training_curve,
@@ -77,11 +76,6 @@ def training(done: Training, path: Path) -> Path:
     return stacked([curve, grid], path)
 
 
-def spaced(n: int, k: int) -> list[int]:
-    """k of n places, the ends among them, denser at the beginning."""
-    return sorted({round((n - 1) * (i / (k - 1)) ** 1.5) for i in range(k)})
-
-
 def samples(done: Sampled, train: Arrays, path: Path) -> Path:
     """Guided samples by class, and unguided ones above the training digit that is nearest to each."""
     each = int((done.label == 0).sum())
@@ -91,7 +85,7 @@ def samples(done: Sampled, train: Arrays, path: Path) -> Path:
         ncol=min(20, each),
         rows=[str(k) for k in range(10)],
         heading=f"Drawn by class, with guidance {SCALE:g} (the first ones, not chosen)",
-        scale=5,
+        scale=4,
     )
     some = done.unguided[torch.linspace(0, len(done.unguided) - 1, 20).round().long()]
     nearest = squared_distances(some.flatten(1).double(), train.x.flatten(1).double()).argmin(1)
@@ -100,7 +94,7 @@ def samples(done: Sampled, train: Arrays, path: Path) -> Path:
         ncol=20,
         rows=["sample", "nearest"],
         heading="Without guidance, above the training digit nearest in pixels",
-        scale=5,
+        scale=4,
     )
     return stacked([guided, beside], path)
 
@@ -108,7 +102,7 @@ def samples(done: Sampled, train: Arrays, path: Path) -> Path:
 def solvers(done: Solved, budget: Budget, path: Path) -> Path:
     """Three solvers from the same noise at two budgets, and their distance from the converged flow at all of them."""
     first = [int((done.label == k).nonzero()[0]) for k in range(10)]
-    few = budget.calls[0], budget.calls[min(2, len(budget.calls) - 1)]
+    few = budget.calls[len(budget.calls) // 4], budget.calls[len(budget.calls) // 2]
     rows, images = [], []
     for calls in few:
         for name in SOLVERS:
@@ -117,7 +111,7 @@ def solvers(done: Solved, budget: Budget, path: Path) -> Path:
     rows.append("converged")
     images.append(to_levels(done.converged[first]))
     heading = "Three solvers from the same noise at equal cost"
-    grid = pictures.image_grid(ink(torch.cat(images)), ncol=10, rows=rows, heading=heading, scale=8)
+    grid = pictures.image_grid(ink(torch.cat(images)), ncol=10, rows=rows, heading=heading, scale=6)
     curve = chart(
         plot.error_curves,
         grid.width,
@@ -150,7 +144,7 @@ def restoration(done: Sequence[Restored], path: Path) -> Path:
             ncol=n,
             rows=list(rows),
             heading=f"Held-out digits: {one.task.about}, noise {one.task.noise_std:g}",
-            scale=7,
+            scale=6,
         )
         parts.append(grid)
     return stacked(parts, path)

@@ -50,16 +50,26 @@ def run(out: Path, budget: Budget, seed: int, held_out: Source) -> Training:
     losses: dict[int, float] = {}
     strips: dict[int, Tensor] = {}
 
+    marks = moments(recipe.samples, recipe.batch, budget.snapshots)
+
     def look(trainer: Trainer) -> None:
         seen = trainer.state.samples
+        if seen not in marks:
+            return
         with trainer.ema.swapped(), torch.no_grad():
             losses[seen] = held_out_loss(trainer, batch, rows)
             strips[seen] = draw(trainer.denoiser, torch.arange(10), seed=1, nfe=budget.evaluations)
 
-    model = train(recipe, [Every(max(recipe.batch, recipe.samples // budget.snapshots), look)])
+    model = train(recipe, [Every(recipe.batch, look)])
     lines = (Path(recipe.out) / "log.jsonl").read_text(encoding="utf-8").splitlines()
     loss = [(line["samples"], line["loss"]) for line in map(json.loads, lines)]
     return Training(model, recipe, loss, sorted(losses.items()), sorted(strips.items()))
+
+
+def moments(samples: int, batch: int, n: int) -> set[int]:
+    """n numbers of samples seen, the last one `samples`, each about the same multiple of the one before."""
+    wanted = (samples * 150 ** (i / max(1, n - 1) - 1) for i in range(n))
+    return {-(-round(seen) // batch) * batch for seen in wanted}
 
 
 def held_out_loss(trainer: Trainer, batch: dict[str, Tensor], rows: Tensor) -> float:
