@@ -300,7 +300,9 @@ class Draft:
         return Term({("1", 0): value})
 
     def adaptive(self, x: Term, function: Callable[..., tuple[Tensor, Any]], t: Node, s: Node) -> Term:
-        """A row that is not linear."""
+        """A row that is not linear; raises FokkerError where samples have times of their own."""
+        if t.t.ndim or s.t.ndim:
+            raise FokkerError("an adaptive solver takes one time for all samples; use a fixed-step one for a time for each")
         self.rows.append(Step(function, ("x", self._state(x)), float(t.t), float(s.t)))
         return Term({("x", len(self.rows) - 1): 1.0})
 
