@@ -38,7 +38,15 @@ def test_snr_falls_strictly_from_data_to_noise(name):
 def test_coefficients_are_float64_and_elementwise(name):
     process = PROCESSES[name]
     t = torch.rand(3, 4, dtype=torch.float32, generator=torch.Generator().manual_seed(0))
-    for f in (process.alpha, process.beta, process.sigma, process.logsnr, process.time, process.drift, process.diffusion):
+    for f in (
+        process.alpha,
+        process.beta,
+        process.sigma,
+        process.logsnr,
+        process.time,
+        process.drift,
+        process.diffusion,
+    ):
         out = f(t)
         assert out.dtype == F64 and out.shape == t.shape
         assert torch.equal(out[1, 2], f(t[1, 2]))
@@ -118,7 +126,9 @@ def test_zero_terminal_snr_is_exactly_zero():
         assert (out - near).norm(dim=1).median() < bound
 
 
-@pytest.mark.parametrize("name", ["vp-table-zero-snr", "cosine", "flow", "interpolant", "rddm", "resfusion", "brownian-bridge"])
+@pytest.mark.parametrize(
+    "name", ["vp-table-zero-snr", "cosine", "flow", "interpolant", "rddm", "resfusion", "brownian-bridge"]
+)
 def test_no_signal_is_left_where_the_process_says_so(name):
     process = PROCESSES[name]
     assert process.at(1.0)[0] == 0.0 and process.logsnr(1.0) == -math.inf
@@ -171,7 +181,7 @@ def test_drift_and_diffusion_are_those_of_the_moments(name):
     moments = 2 * f * process.sigma(t) ** 2 + g2
     assert torch.allclose(rate(lambda u: process.sigma(u) ** 2), moments, rtol=1e-6, atol=1e-6)
     assert (g2 > 0).all()
-    assert torch.allclose(g2, -process.sigma(t) ** 2 * derivative(process.logsnr, t), rtol=1e-9)
+    assert torch.allclose(g2, -(process.sigma(t) ** 2) * derivative(process.logsnr, t), rtol=1e-9)
 
 
 @every
