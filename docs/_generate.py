@@ -4,8 +4,10 @@ Nothing that a table can say is written by hand, so no page can fall behind the 
 """
 
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from fokker import catalogue
@@ -63,6 +65,68 @@ def solvers() -> str:
     return table(("name", "what it is", "order", "calls a step", "noise", "options", "paper"), rows())
 
 
+# What a solver is good at, where its facts do not say it; the numbers behind the words are the arena's.
+RECOMMENDED = {
+    "adams": "15 calls and more, on quadratic time; the default of `fokker tune`'s references",
+    "adaptive": "likelihoods and references: a tolerance in place of a number of steps",
+    "bdia": "editing: an inverse that is exact to rounding",
+    "ddim": "inversion, and as the baseline",
+    "ddpm": "long stochastic runs, as models were trained for",
+    "deis": "6 to 15 calls, on Karras or log-SNR grids",
+    "dpm-3": "30 calls and more without guidance",
+    "dpmpp-2m": "strong guidance, 10 to 20 calls",
+    "dpmpp-2m-sde": "stochastic runs of 20 to 50 calls",
+    "edict": "editing: an inverse that is exact to rounding",
+    "heavyball-ghvb": "strong guidance at under 10 calls, where others diverge",
+    "heun": "references by hand: two calls a step, no history",
+    "heun-churn": "stochastic runs of EDM models of 50 calls and more",
+    "mrs": "restoration with a mean-reverting process",
+    "restart": "stochastic runs that must forget early errors",
+    "unipc": "20 calls and more, on quadratic time",
+}
+
+
+def solver_facts() -> str:
+    """Every entry that is a solver: order, calls a step, whether it draws noise and has an inverse, what to take it for."""
+    import fokker as fk
+
+    def rows() -> Iterable[Sequence[object]]:
+        for record in catalogue.records(planned=False):
+            target = catalogue.entry_class(record)
+            if not (isinstance(target, type) and issubclass(target, fk.Solver)):
+                continue
+            solver = catalogue.resolve(record.kind, record.id)
+            noise = "yes" if solver.stochastic else ""
+            facts = solver.order, solver.evaluations, noise, inverse(solver), RECOMMENDED.get(record.id, "")
+            yield f"`{record.id}`", *facts
+
+    return table(("solver", "order", "calls a step", "noise", "invertible", "recommended for"), rows())
+
+
+def inverse(solver: Any) -> str:
+    """Whether a plan of the solver has an inverse, by asking for it."""
+    import fokker as fk
+
+    if solver.stochastic:
+        return "no"
+    try:
+        solver.plan(fk.VP(), fk.grids.logsnr(4)).inverse()
+    except fk.FokkerError:
+        return "on reversed times"
+    return "exactly"
+
+
+def overhead() -> str:
+    """What loops add to a free denoiser, from the last run of the benchmark that was kept."""
+    kept = json.loads((Path(__file__).parent.parent / "bench" / "results" / "overhead.json").read_text())
+    shapes = [name for name, value in kept.items() if isinstance(value, dict)]
+    rows = [
+        (loop, *(f"{kept[s][loop]['microseconds']:.0f} ({kept[s][loop]['over_bare']:.2f} x)" for s in shapes))
+        for loop in kept[shapes[0]]
+    ]
+    return table(("loop", *shapes), rows) + f"\n\n{kept['hardware']}, one thread; torch {kept['torch']}; {kept['date']}."
+
+
 def results() -> str:
     """The page of results without its title."""
     return measured.render().partition("\n")[2]
@@ -104,6 +168,8 @@ def commands() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     **{kind: methods(kind) for kind in catalogue.KINDS},
     "solvers": solvers,
+    "solver-facts": solver_facts,
+    "overhead": overhead,
     "results": results,
     "counts": counts,
     "commands": commands,
