@@ -35,6 +35,7 @@ def tune(
     import fokker
     from fokker import model as models
     from fokker.catalogue.entry import load_user_object
+    from fokker.denoiser import Denoiser
     from fokker.plan import Plan
     from fokker.solve.tune import size
     from fokker.solve.tune import tune as search
@@ -44,6 +45,7 @@ def tune(
     if model is not None and process is not None:
         raise FokkerError("a model has its own process; leave out --process")
     job.check_writable(out)
+    denoiser: Denoiser
     if law is not None:
         exact = choose.law(law)
         denoiser, shape, subject = exact.denoiser(choose.process(process or "vp")), exact.shape, f"--law {law}"

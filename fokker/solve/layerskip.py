@@ -39,4 +39,5 @@ class LayerSkip(Wrapper):
         names = self.skip[self._asked] if self._asked < len(self.skip) else ()
         self._asked += 1
         with taps(self.net, skip=names):
-            return self.inner(x_t, t, **cond)
+            belief: Tensor = self.inner(x_t, t, **cond)
+        return belief

@@ -16,6 +16,7 @@ from fokker.errors import FokkerError
 
 G = TypeVar("G", bound=Hashable)
 Random = np.random.Generator
+KNOWN = 200  # candidates, the best, that a predictor is fitted to
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,9 @@ def evolve(
             break
         chosen = list(fresh)
         if proposals > 1:
-            score = Ranker.fit(space, found.values)
-            chosen = sorted(chosen, key=score)[: max(1, generation // proposals)]
+            # the order among the good is what counts now
+            score = Ranker.fit(space, {g: found.values[g] for g in found.ranked[:KNOWN]})
+            chosen = sorted(chosen, key=score)[: max(1, generation // 2)]
         evaluate(chosen)
     return found
 
