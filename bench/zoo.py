@@ -1,6 +1,6 @@
 """Measures a trained model against held-out data and writes the numbers on its card.
 
-    python bench/zoo.py runs/sprites/model.safetensors --data toy:sprites --out fokker/zoo/sprites.safetensors
+    python bench/zoo.py runs/sprites/model.safetensors --out fokker/zoo/sprites.safetensors
 
 The card gets: the distance of samples to held-out data beside that of training data to the same, precision and
 recall, the share of memorised samples beside that of held-out data, the denoising error on held-out data at three noise levels,
@@ -72,14 +72,15 @@ def colours(model: Model, n: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--data", required=True, help="toy:NAME, as in the recipe")
     parser.add_argument("--out", required=True)
     parser.add_argument("-n", type=int, default=1024)
     options = parser.parse_args()
     model = fk.load(options.model)
-    name = options.data.removeprefix("toy:")
-    size: dict[str, Any] = {"size": model.shape[-2:]}
-    train, test = (data.toy(name, n=options.n, split=s, **size) for s in ("train", "test"))
+    how = dict(model.card["trained"]["recipe"]["data"])
+    name = how.pop("source").removeprefix("toy:")
+    if "n" in how:
+        how["n"] = options.n
+    train, test = (data.toy(name, split=s, **how) for s in ("train", "test"))
     assert isinstance(train, Arrays) and isinstance(test, Arrays)
     samples = draw(model, options.n, seed=0)
     # the covariance of more pixels than samples says little
@@ -99,11 +100,11 @@ def main() -> None:
         "n": options.n,
         "features": "pixels",
         "machine": f"{platform.machine()}, torch {torch.__version__}, CPU",
-        "command": f"python bench/zoo.py runs/{name}/model.safetensors --data {options.data} --out {options.out}",
+        "command": f"python bench/zoo.py runs/{name}/model.safetensors --out {options.out}",
     }
     if "colour" in model.conditions:
         card["obeyed, of 512"] = colours(model, 512)
-    model.card = model.card | {"measured": card}
+    model.card = model.card | {"measured": model.card.get("measured", {}) | card}
     model.save(options.out, "float16")
     for key, value in card.items():
         print(key, value)
