@@ -182,7 +182,8 @@ def _restoration(found: Mapping[str, Any], out: Path) -> str:
     return (
         "<h2>Restoration</h2><p>Held-out digits of unknown class, from what is left of them. The estimate is the mean of "
         f"{first['draws']} samples of what the digit may have been. The baseline is a strong one without a network: the exact "
-        "posterior mean under one Gaussian a class, fitted to the same training digits.</p>"
+        "posterior mean under one Gaussian a class, fitted to the same training digits. Diffusion begins at it, noised "
+        "to about the spread of the data, and the mean over its samples is the estimate.</p>"
         + _figure(out / "restoration.png", "restoration")
         + _table(["PSNR in dB", "measured", first["baseline"], "one sample", "diffusion", "n"], rows)
     )
