@@ -42,7 +42,8 @@ class MomentMatching(Restorer):
 
             def spread(v: Tensor) -> Tensor:
                 pulled: Tensor = torch.autograd.grad(belief, x, v, retain_graph=True, create_graph=outer)[0]
-                return sigma**2 / alpha * pulled
+                scaled: Tensor = sigma**2 / alpha * pulled
+                return scaled
 
             def seen(u: Tensor) -> Tensor:
                 return self.operator(spread(self.operator.adjoint(u))) + self.noise_std**2 * u

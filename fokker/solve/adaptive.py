@@ -1,5 +1,6 @@
 """Adaptive Runge-Kutta: the one solver that decides its steps while it runs."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -60,9 +61,9 @@ class Adaptive(Solver):
         def rate(lam: Tensor, w: Tensor) -> Tensor:
             time = float(process.time(2 * lam.to(torch.float64)))
             alpha, _, sigma = process.at(time)
-            r = (alpha**2 + sigma**2) ** 0.5
+            r = math.hypot(alpha, sigma)
             return (alpha / r) * (predict(r * w, time) - (alpha / r) * w)
 
-        r0, r1 = ((a**2 + b**2) ** 0.5 for a, _, b in (process.at(t), process.at(s)))
+        r0, r1 = (math.hypot(a, b) for a, _, b in (process.at(t), process.at(s)))
         path: Tensor = odeint(rate, x / r0, ends.to(x.dtype), rtol=self.rtol, atol=self.atol, method=self.method)
         return path[-1] * r1, state
