@@ -25,7 +25,7 @@ def tune(
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Gauss-Newton steps of a descent.")] = 12,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     end: Annotated[float | None, typer.Option(min=0, max=1, help="Time to end at; 0 goes to x_0.")] = None,
-    seconds: Annotated[float, typer.Option(min=1, help="Begin no step after this many seconds.")] = 45.0,
+    seconds: Annotated[float, typer.Option(min=1, help="Begin no step after this many seconds of descent.")] = 40.0,
     out: Annotated[Path, typer.Option(help="Write the plan here as JSON.")] = Path("plan.json"),
     json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:

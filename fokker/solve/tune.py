@@ -52,20 +52,20 @@ def tune(
     n: int | None = None,
     steps: int = 12,
     end: float | None = None,
-    seconds: float = 45.0,
+    seconds: float = 40.0,
     progress: Callable[[int, int], None] | None = None,
     **cond: Any,
 ) -> Plan:
     """The best plan with `nfe` evaluations for this denoiser, judged on samples of `shape` (of one sample).
 
     The error is the end points' RMS distance to the denoiser's own flow, integrated to convergence, relative to their size. Of
-    `n` noises (6144, or 384 for a network) one half trains the table and the other chooses between what was found and every
+    `n` noises (6144, or 192 for a network) one half trains the table and the other chooses between what was found and every
     fixed solver x grid, so that the plan returned is never worse than the best of them there.
 
     metric   the name of a metric of `fokker.measure`, which compares the samples with the end points of the flow, or a function
              of samples (n, *shape), smaller is better; it chooses at the end instead of the RMS distance
-    steps    Gauss-Newton steps of each of the descents that are finished; `seconds` is when no other step is begun (a result
-             that was cut short depends on the machine, and says so)
+    steps    Gauss-Newton steps of each of the descents that are finished; after `seconds` of descent, no other step is begun
+             (a result that was cut short depends on the machine, and says so)
     end      the time to end at; None is the process's own, 0 goes to x_0
     progress is called with (done, all)
     cond     conditions for the denoiser, (n, ...) each; then n is their length
@@ -98,7 +98,8 @@ def tune(
     if candidates.best is None:
         raise FokkerError(f"no deterministic solver has a plan with nfe={nfe} on {process!r}")
     best_fixed = candidates.best[1]
-    late = _search(train, _starts(train, fixed, nfe, end), candidates, steps, seed, begun, seconds, progress)
+    starts = _starts(train, fixed, nfe, end)
+    late = _search(train, starts, candidates, steps, seed, time.perf_counter(), seconds, progress)
     value, winner = candidates.best
     error, fixed_error = held.rms(winner.plan()), held.rms(best_fixed.plan())
     config = {
@@ -125,7 +126,7 @@ def tune(
 
 def size(denoiser: Denoiser) -> int:
     """How many noises a search uses unless told: many where an evaluation costs nothing."""
-    return 6144 if isinstance(denoiser, LawDenoiser) else 384
+    return 6144 if isinstance(denoiser, LawDenoiser) else 192
 
 
 def _search(
@@ -174,7 +175,7 @@ def _judge(held: Pool, metric: str | Callable[[Tensor], float] | None) -> Judge:
         return _or_worst(held, metric)
     from fokker import measure
 
-    named = measure.get(metric)
+    named = measure.get(metric.replace("-", "_"))
     sign = 1.0 if named.better == "lower" else -1.0
     return _or_worst(held, lambda x: sign * named(x, held.truth).value)  # type: ignore[operator]
 
