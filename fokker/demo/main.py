@@ -91,8 +91,7 @@ def _run(out: Path, budget: Budget, seed: int, quiet: bool) -> dict[str, Any]:
         figures.restoration(restored, out / "restoration.png")
     stage.seconds["total"] = time.perf_counter() - begun
     found = numbers.metrics(trained, sampled, solved, restored, classified, stage.seconds, budget, seed)
-    card = {k: found[k] for k in ("class_accuracy", "frechet_over_floor", "precision", "recall", "memorised_ratio")}
-    trained.model.card = {**trained.model.card, "measured": card}
+    trained.model.card = {**trained.model.card, "measured": numbers.card(found)}
     trained.model.save(out / "model.safetensors")
     store.write_text(out / "metrics.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
     store.write_text(out / "report.html", report.page(found, classified.confusion, out))

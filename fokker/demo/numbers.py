@@ -144,6 +144,15 @@ def metrics(
     }
 
 
+def card(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers that a model carries with it, and how they were measured."""
+    main = ("class_accuracy", "frechet", "frechet_floor", "precision", "recall", "memorised", "memorised_held_out")
+    psnr = {f"psnr_{name}": one["psnr"] for name, one in found["restoration"].items()}
+    rounded = {name: round(value, 4) for name, value in ({k: found[k] for k in main} | psnr).items()}
+    rounded["classification"] = round(found["classification"]["accuracy"], 4)
+    return rounded | {"by": f"fokker demo --seed {found['settings']['seed']}", "sampler": found["settings"]["sampler"]}
+
+
 def _restoration(one: Restored) -> dict[str, Any]:
     v = one.values
     return {

@@ -41,6 +41,16 @@ details { margin: 12px 0; } summary { cursor: pointer; color: var(--muted); }
 """
 
 
+_NAMES = {
+    "frechet": "Fréchet distance to all digits",
+    "frechet_held_out": "Fréchet distance to held-out digits",
+    "frechet_train_held_out": "the same, of the training digits",
+    "memorised": "memorised, unguided",
+    "memorised_guided": "memorised, guided",
+    "class_accuracy": "class accuracy, guided",
+}
+
+
 def page(found: Mapping[str, Any], confusion: Tensor, out: Path) -> str:
     """The report on the numbers `found` and the pictures in `out`."""
     body = "\n".join(
@@ -77,7 +87,7 @@ def _head(found: Mapping[str, Any]) -> str:
     return (
         "<h1>A diffusion model of handwritten digits</h1>"
         f'<p class="lead">Trained from nothing in {seconds["train"]:.0f} seconds on {html.escape(machine["processor"])} '
-        f"({machine['threads']} threads): {training['parameters']:,} parameters, {training['samples']:,} training samples. "
+        f"({_threads(machine)}): {training['parameters']:,} parameters, {training['samples']:,} training samples. "
         "It was then asked to draw digits, to restore damaged ones it had never seen, and to read them. "
         f"All of it took {seconds['total']:.0f} seconds.</p>"
         f'<div class="cards">{shown}</div>'
@@ -117,7 +127,7 @@ def _samples(found: Mapping[str, Any], out: Path) -> str:
     values = found["values"]
     rows = [
         [
-            html.escape(name.replace("_", " ")),
+            html.escape(_NAMES.get(name, name.replace("_", " "))),
             _with_error(v),
             "" if v["floor"] is None else f"{v['floor']:.4g}",
             str(v["n"]),
@@ -227,12 +237,16 @@ def _again(found: Mapping[str, Any], out: Path) -> str:
         "fokker train zoo/digits.yaml     # the same training by itself</pre>"
         f'<p class="note">fokker {html.escape(machine["fokker"])}, torch {html.escape(machine["torch"])}, Python '
         f"{html.escape(machine['python'])}, {html.escape(machine['processor'])}, {machine['cores']} cores, "
-        f"{machine['threads']} threads. The same seed and number of threads on the same machine give the same numbers.</p>"
+        f"{_threads(machine)}. The same seed and number of threads on the same machine give the same numbers.</p>"
         + _table(["stage", "seconds"], stages)
         + "<details><summary>All settings</summary><pre>"
         + html.escape(json.dumps(settings, indent=1))
         + "</pre></details>"
     )
+
+
+def _threads(machine: Mapping[str, Any]) -> str:
+    return f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
 
 
 def _with_error(value: Mapping[str, Any]) -> str:
