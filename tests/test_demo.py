@@ -19,8 +19,9 @@ from fokker.demo.budget import FULL, QUICK
 from fokker.demo.main import FILES, main
 from fokker.demo.numbers import Expectation
 from fokker.errors import FokkerError
+from fokker.guide.cfg import CFG
 from fokker.laws.mixture import GaussianMixture
-from fokker.measure import Value
+from fokker.measure import ClassAccuracy, Value
 from fokker.restore.moments import MomentMatching
 from fokker.restore.operators import Matrix
 from fokker.train.config import load_recipe
@@ -105,6 +106,21 @@ def test_the_demo_trains_the_recipe_of_the_zoo(tmp_path):
     recipe = training.recipe_of(tmp_path, FULL, seed=0)
     shipped = load_recipe(Path(fk.__file__).parent / "zoo" / "digits.yaml")
     assert recipe.trajectory() == shipped.trajectory()
+
+
+def test_the_zoo_has_what_the_recipe_trains():
+    """Its weights say which recipe made them, and their card holds numbers that meet the bars."""
+    shipped = load_recipe(Path(fk.__file__).parent / "zoo" / "digits.yaml")
+    model = fk.load("digits")
+    trained, measured = model.card["trained"], model.card["measured"]
+    recipe = {k: v for k, v in trained["recipe"].items() if k != "fingerprint"}
+    assert recipe == json.loads(json.dumps(shipped.trajectory()))
+    assert trained["recipe"]["fingerprint"] == toy("digits").fingerprint
+    assert measured["class_accuracy"] >= 0.97 and measured["frechet"] <= measured["frechet_floor"]
+    label = torch.arange(10).repeat(5)
+    x = sampling.draw(CFG(model.denoiser, sampling.SCALE), label, seed=7, nfe=12)
+    right = ClassAccuracy()(x, label)
+    assert right.value >= 0.9, "50 guided samples of a model whose accuracy is 0.995"
 
 
 def test_grey_levels_are_those_of_the_data():
