@@ -84,14 +84,15 @@ def run(
     Raises FokkerError for options that do not fit together and for non-finite values, with the row and time they came from.
     """
     process = denoiser.process
+    if y is not None and not process.anchored:
+        cond["y"] = y
+    _known(denoiser, cond)
     if plan is None:
         plan = lay(process, solver, steps, nfe, grid, start, end)
     elif not isinstance(plan, Plan):
         raise FokkerError(f"plan={plan!r} is not accepted; give a Plan, or solver= with steps= or nfe=")
     elif any(v is not None for v in (solver, steps, nfe, grid, start, end)):
         raise FokkerError("give either a plan or solver/steps/nfe/grid/start/end to make one, not both")
-    if y is not None and not process.anchored:
-        cond["y"] = y
     inputs = (x,) * plan.inputs if isinstance(x, Tensor) else tuple(x)
     _fits(denoiser, plan, inputs, cond)
     if ids is not None:
@@ -142,6 +143,14 @@ def lay(
     return chosen.plan(process, make(steps)) if steps is not None else chosen.budget(int(nfe or 0), process, make)
 
 
+def _known(denoiser: Denoiser, cond: dict[str, Cond]) -> None:
+    accepted = denoiser.conditions
+    if accepted is not None:
+        for name in cond:
+            if name not in accepted:
+                raise unknown("option or condition", name, [*accepted, "solver", "steps", "nfe", "grid", "start", "end"])
+
+
 def _fits(denoiser: Denoiser, plan: Plan, inputs: tuple[Tensor, ...], cond: dict[str, Cond]) -> None:
     if plan.process is not denoiser.process and repr(plan.process) != repr(denoiser.process):
         raise FokkerError(
@@ -156,11 +165,8 @@ def _fits(denoiser: Denoiser, plan: Plan, inputs: tuple[Tensor, ...], cond: dict
     for name, value in cond.items():
         if isinstance(value, Tensor) and value.ndim and value.shape[0] != batch:
             raise FokkerError(f"the condition {name!r} has shape {tuple(value.shape)} for {batch} samples; give one per sample")
-    accepted = denoiser.conditions
-    if accepted is not None:
-        for name in cond:
-            if name not in accepted:
-                raise unknown("option or condition", name, [*accepted, "solver", "steps", "nfe", "grid", "start", "end"])
+    if isinstance(plan.start, Tensor):
+        expand(plan.start, inputs[0])
 
 
 def _shift(process: Process, x: Tensor, y: Tensor, t: Number | None, sign: float) -> Tensor:

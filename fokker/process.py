@@ -237,8 +237,8 @@ class VP(Process):
 
     def time(self, logsnr: Time) -> Tensor:
         slope = self.beta_max - self.beta_min
-        integral = torch.nn.functional.softplus(-as_time(logsnr), threshold=50)  # = int_0^t beta
-        t = 2 * integral / (torch.sqrt(self.beta_min**2 + 2 * slope * integral) + self.beta_min)
+        integral = torch.nn.functional.softplus(-as_time(logsnr).clamp_min(-1e9), threshold=50)  # = int_0^t beta
+        t = 2 * integral / (torch.sqrt(self.beta_min**2 + 2 * slope * integral) + self.beta_min).clamp_min(1e-300)
         return t.clamp(0, 1)
 
 

@@ -262,6 +262,10 @@ class LawDenoiser(Denoiser):
         super().__init__(process)
         self.law = law
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        return "label", "logits", "y"
+
     def x0(self, x_t: Tensor, t: Time, **cond: Cond) -> Tensor:
         known = ("label", "logits", "y") if self.process.anchored else ("label", "logits")
         for name in cond:
