@@ -171,6 +171,8 @@ def solvers(
                 rerun=f"{rerun} -n {n} --seed {seed}{where}",
             )
         )
+    if not rows:
+        raise FokkerError(f"nothing could be run: {refused[0] if refused else 'no solver, grid and budget were given'}")
     return Arena(tuple(rows), subject, repr(process), n, seed, resolution, tuple(refused))
 
 

@@ -37,7 +37,8 @@ class Conditioner(nn.Module):
                     raise FokkerError(f"condition {name!r} is a category without names; name its categories")
                 length = c.shape[0] if c.shape else 1
                 self.tables[name] = nn.Embedding(len(c.names), width) if c.discrete else nn.Linear(length, width)
-                self.places[name] = nn.Parameter(0.3 * torch.randn(length if c.discrete else 1, width))
+                place = torch.empty(length if c.discrete else 1, width)
+                self.places[name] = nn.Parameter(nn.init.normal_(place, std=0.3))
 
     @property
     def config(self) -> dict[str, Any]:

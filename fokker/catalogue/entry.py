@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib
-import importlib.util
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
@@ -56,13 +55,12 @@ def _from_file(path: Path) -> ModuleType:
     name = f"fokker_user_{hashlib.sha256(str(path.resolve()).encode() + source).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise FokkerError(f"{str(path)!r} is not a Python file; write 'path/to/file.py:Class'")
-    module = importlib.util.module_from_spec(spec)
+    module = ModuleType(name)
+    module.__file__ = str(path)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        # compiled here: importlib would take stale bytecode for a file of the same size edited within its clock's tick
+        exec(compile(source, str(path), "exec"), module.__dict__)
     except Exception as problem:
         del sys.modules[name]
         raise _broken(str(path), problem) from problem

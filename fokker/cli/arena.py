@@ -56,16 +56,18 @@ def solvers(
     denoiser: Denoiser
     if law is not None:
         exact = choose.law(law)
-        denoiser, shape, subject = exact.denoiser(choose.process(process or "vp")), exact.shape, f"--law {law}"
+        denoiser, shape, subject = exact.denoiser(choose.process("vp" if process is None else process)), exact.shape, f"--law {law}"
     else:
         loaded = models.load(str(model))
         denoiser, shape, subject = loaded.denoiser, job.shape_of(loaded), f"--model {model}"
     cond = {} if label is None else {"label": torch.full((n,), label)}
     subject += "" if label is None else f" --label {label}"
-    with Progress("arena") as bar:
-        found = arena.solvers(
-            denoiser, shape, spec.numbers(nfe, "budgets"), n, seed, solver, grid, end, subject, bar.update, **cond
-        )
+    budgets = spec.numbers(nfe, "budgets")
+    if max(budgets) > choose.MOST_STEPS:
+        raise FokkerError(f"--nfe {max(budgets)} is not accepted; a budget is at most {choose.MOST_STEPS} evaluations")
+    own = next((name for name in [*(solver or []), *(grid or [])] if ":" in name), "")
+    with Progress("arena") as bar, choose.own_code(own):
+        found = arena.solvers(denoiser, shape, budgets, n, seed, solver, grid, end, subject, bar.update, **cond)
     if out is not None:
         out.mkdir(exist_ok=True)
         (out / "arena.json").write_text(found.json() + "\n", encoding="utf-8")
