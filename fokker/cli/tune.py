@@ -48,7 +48,8 @@ def tune(
     denoiser: Denoiser
     if law is not None:
         exact = choose.law(law)
-        denoiser, shape, subject = exact.denoiser(choose.process("vp" if process is None else process)), exact.shape, f"--law {law}"
+        noising = choose.process("vp" if process is None else process)
+        denoiser, shape, subject = exact.denoiser(noising), exact.shape, f"--law {law}"
     else:
         loaded = models.load(str(model))
         denoiser, shape, subject = loaded.denoiser, job.shape_of(loaded), f"--model {model}"
