@@ -125,7 +125,9 @@ def test_branches_in_one_batch_are_branches_one_by_one():
         x_t, given = noised(process, 0.5, SHAPED)
         labels = torch.tensor([0, 2, 1, 0])
         for t in (0.5, torch.tensor([0.5]), torch.tensor([0.2, 0.4, 0.6, 0.8])):
-            one, two = (CFG(SHAPED.denoiser(process), 3.0, batched=b)(x_t, t, label=labels, **given) for b in (True, False))
+            one, two = (
+                CFG(SHAPED.denoiser(process), 3.0, batched=b)(x_t, t, label=labels, **given) for b in (True, False)
+            )
             assert torch.allclose(one, two, atol=1e-10)
         assert torch.equal(one, CFG(SHAPED.denoiser(process), 3.0)(x_t, t, label=labels, **given))
 
@@ -164,7 +166,9 @@ def test_guidance_stacks_with_everything_else():
         alone = CFG(CFG(inner, float(scales[k])), 2.0)(x_t, 0.5, label=LABELS)
         assert torch.allclose(nested(x_t, 0.5, label=LABELS)[k], alone[k], atol=1e-10)
     # scale a of scale b is scale a b, since the inner one is off where there is no condition
-    assert torch.allclose(CFG(CFG(inner, 3.0), 2.0)(x_t, 0.5, label=LABELS), CFG(inner, 6.0)(x_t, 0.5, label=LABELS), atol=1e-10)
+    assert torch.allclose(
+        CFG(CFG(inner, 3.0), 2.0)(x_t, 0.5, label=LABELS), CFG(inner, 6.0)(x_t, 0.5, label=LABELS), atol=1e-10
+    )
 
     operator = fk.restore.Mask(torch.tensor([1.0, 0.0], dtype=F64))
     y = operator(LAW.sample(4, seed=9))
