@@ -40,9 +40,12 @@ class MomentMatching(Restorer):
             x = x_t if outer else x_t.detach().requires_grad_()
             belief: Tensor = self.inner(x, t, **cond)
 
+            # samples without signal, whose Jacobian is 0, are dealt with below
+            step = sigma**2 / (torch.where(alpha > 0, alpha, 1.0) if isinstance(alpha, Tensor) else alpha)
+
             def spread(v: Tensor) -> Tensor:
                 pulled: Tensor = torch.autograd.grad(belief, x, v, retain_graph=True, create_graph=outer)[0]
-                scaled: Tensor = sigma**2 / alpha * pulled
+                scaled: Tensor = step * pulled
                 return scaled
 
             def seen(u: Tensor) -> Tensor:
@@ -52,4 +55,6 @@ class MomentMatching(Restorer):
             misfit = self.measured.to(mean) - self.operator(mean)
             weight = conjugate_gradients(seen, misfit, self.iterations)
             moved = mean + spread(self.operator.adjoint(weight))
+            if isinstance(alpha, Tensor):
+                moved = torch.where(alpha > 0, moved, mean + self.correction(mean, t)[1])
         return moved if outer else moved.detach()
