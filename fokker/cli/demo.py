@@ -1,5 +1,6 @@
 """`fokker demo`: the main job on real digits."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
