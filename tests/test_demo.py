@@ -14,7 +14,7 @@ from PIL import Image
 import fokker as fk
 from fokker.cli import main as command
 from fokker.data import toy
-from fokker.demo import classifying, restoring, sampling, training
+from fokker.demo import classifying, restoring, sampling, threads, training
 from fokker.demo.budget import FULL, QUICK
 from fokker.demo.main import FILES, main
 from fokker.demo.numbers import Expectation
@@ -94,6 +94,30 @@ def test_a_finished_demo_begins_anew_and_finds_the_same(done, tmp_path):
     timeless = {k: v for k, v in found.items() if k not in ("seconds",)}
     assert {k: v for k, v in again.items() if k != "seconds"} == timeless
     assert not (first / training.FOLDER / "checkpoints").exists()
+
+
+def test_the_command_hands_its_options_on(tmp_path, monkeypatch, capsys):
+    given = {}
+
+    def run(out, budget, seed, workers, quiet):
+        given.update(out=out, budget=budget, seed=seed, workers=workers, quiet=quiet)
+        return {"class_accuracy": 1.0}
+
+    monkeypatch.setattr("fokker.demo.main.main", run)
+    assert command(["demo", "--out", str(tmp_path), "--seed", "5", "--threads", "2", "--quick", "--json"]) == 0
+    assert given == {"out": tmp_path, "budget": QUICK, "seed": 5, "workers": 2, "quiet": True}
+    assert json.loads(capsys.readouterr().out) == {"class_accuracy": 1.0}
+
+
+def test_threads_are_as_before_afterwards():
+    before = torch.get_num_threads()
+    with threads.used(2) as chosen:
+        assert chosen == torch.get_num_threads() == 2
+    assert torch.get_num_threads() == before
+    with threads.used(0) as chosen:
+        assert 1 <= chosen <= max(1, threads.cores())
+    with pytest.raises(FokkerError, match="threads=-1"), threads.used(-1):
+        pass
 
 
 def test_the_folder_may_not_be_a_file(tmp_path):

@@ -23,9 +23,11 @@ def demo(
     json: Annotated[bool, typer.Option("--json", help="Print metrics.json.")] = False,
 ) -> None:
     """Train on 1,797 scanned digits, sample, restore, classify, and write a report with pictures and numbers."""
+    # read when torch is loaded: threads that spin while they wait for a busy core make an update fifty times slower
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from fokker.demo import budget, main
 
-    found = main.main(out, budget.QUICK if quick else budget.FULL, seed, quiet=json)
+    found = main.main(out, budget.QUICK if quick else budget.FULL, seed, threads, quiet=json)
     if json:
         print_json(found)
     else:
