@@ -111,6 +111,8 @@ def test_a_network_keeps_its_own_precision_and_the_noise_level_keeps_float32():
     for t in (0.5, torch.tensor(0.5), torch.tensor([0.5]), torch.full((3,), 0.5)):
         assert denoiser(fk.noise((3, 5)), t).dtype == torch.float32
     assert set(seen) == {(torch.bfloat16, torch.float32, (3,))}
+    assert denoiser(fk.noise((3, 5), dtype=torch.bfloat16), torch.tensor(0.5)).dtype == torch.bfloat16
+    assert seen[-1] == (torch.bfloat16, torch.float32, (3,))
     denoiser(fk.noise((3, 4, 5)), torch.full((3, 4), 0.5))
     assert seen[-1] == (torch.bfloat16, torch.float32, (3, 4))
 

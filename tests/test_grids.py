@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from laws_for_tests import F64, GRIDS, PROCESSES
 
@@ -16,6 +16,7 @@ EVERY = [(g, p) for g in GRIDS for p in PROCESSES]
 
 
 @pytest.mark.parametrize(("grid", "process"), EVERY)
+@settings(max_examples=15)
 @given(steps=st.integers(2, 60), start=st.floats(0.3, 1.0), below=st.floats(0.02, 0.9))
 def test_times_decrease_strictly_between_the_ends(grid, process, steps, start, below):
     process, make = PROCESSES[process], fk.grids.get(grid)

@@ -129,6 +129,8 @@ def test_blur_is_circular_convolution():
     x = fk.noise((1, 1, 5, 7), dtype=F64)
     expected = sum(kernel[i, j] / 8 * torch.roll(x, (i - 1, j - 1), (2, 3)) for i in range(3) for j in range(3))
     assert torch.allclose(Blur(kernel)(x), expected, atol=1e-13)
+    # it is not symmetric, so its adjoint is another blur
+    assert Blur(kernel).check((2, 1, 5, 7)) < 1e-13
     # a kernel larger than the picture wraps around as often as it must, and keeps the mean
     assert Blur(3.0)(x).mean() == pytest.approx(x.mean().item(), abs=1e-12)
 
@@ -279,6 +281,9 @@ def test_known_pixels_are_equal_to_the_bit(solver, dtype):
     operator = OPERATORS["mask"]
     y = operator(UNIT.sample(2, seed=5)).to(dtype)
     known = operator.mask.expand(2, *SHAPE) > 0
+    # also where the belief is far from it: no arithmetic gives back the bits
+    belief = DDNM(UNIT.denoiser(VP), operator, y)(start(VP, 2, SHAPE, dtype), 0.9)
+    assert torch.equal(belief[known], y[known])
     out = fk.sample(DDNM(UNIT.denoiser(VP), operator, y), start(VP, 2, SHAPE, dtype), solver=solver, steps=6, end=0)
     assert torch.equal(out[known], y[known]) and not torch.equal(out[~known], y[~known])
     guided = fk.guide.CFG(DDNM(UNIT.denoiser(VP), operator, y), 1.0)
