@@ -41,8 +41,8 @@ class Adams(Solver):
     correct     do each step again with the prediction at its end once that is known, which costs no evaluation and raises the
                 order of the error by one (a predictor-corrector in PEC mode)
 
-    The first steps have less history; where that would cost the order they are corrected, which is free. A last step to x_0
-    is the belief.
+    The first steps have less history; where that would cost the order they are corrected, which is free and keeps up to order
+    3 (the first belief after the start stays that of a first-order step). A last step to x_0 is the belief.
 
     Reference: Zhang & Chen 2023, arXiv 2204.13902 (eps, time: tAB-DEIS; eps, sigma: rhoAB); Lu et al. 2022, arXiv 2211.01095
     (x0, lambda); Hairer, Norsett, Wanner 1993, III.5 (variable coefficients).
