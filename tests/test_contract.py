@@ -145,8 +145,9 @@ def test_wrapper_is_pure_and_a_sample_is_its_own(kind, name):
     assert torch.allclose(first, one[:1], rtol=0, atol=1e-9)
     used_twice = wrapped(kind, name, inner)
     assert torch.equal(fk.sample(used_twice, x, plan, label=LABELS), fk.sample(used_twice, x, plan, label=LABELS))
-    low = fk.sample(wrapped(kind, name, inner), x.float(), plan, label=LABELS)
-    assert low.dtype == torch.float32 and bool(torch.isfinite(low).all())
+    for dtype in (torch.float32, torch.bfloat16):
+        low = fk.sample(wrapped(kind, name, inner), x.to(dtype), plan, label=LABELS)
+        assert low.dtype == dtype and bool(torch.isfinite(low).all())
 
 
 @pytest.mark.parametrize(("kind", "name"), WRAPPERS)
