@@ -278,7 +278,7 @@ def reproduce_all(
     seeds: Sequence[int] = SEEDS,
     on_report: Callable[[Report], None] | None = None,
 ) -> dict[str, Any]:
-    """Run every check and its null, and keep the numbers in the catalogue's measured.json (after each system).
+    """Run every check (or those of `ids`) and its null; the numbers go into the catalogue's measured.json, system by system.
 
     `path` is another file to keep them in. Systems that are not run keep their last measurement.
     Returns the whole measured data.
@@ -288,7 +288,8 @@ def reproduce_all(
     data = measured.read(path)
     for identifier in checked() if ids is None else ids:
         report, null_report = reproduce(identifier, False, seeds), reproduce(identifier, True, seeds)
-        data = measured.add(data, report, null_report)
+        # read again: another run may have kept its numbers meanwhile
+        data = measured.add(measured.read(path), report, null_report)
         measured.write(data, path)
         for finished in (report, null_report):
             if on_report is not None:

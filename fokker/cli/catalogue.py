@@ -60,10 +60,11 @@ def _show(record: dict[str, object]) -> None:
 def reproduce(
     ids: Annotated[list[str] | None, typer.Argument(help="Ids of systems, as `fokker systems` lists them.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Every check and its null; keeps the numbers.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="These checks and their nulls; keeps the numbers.")] = False,
     null: Annotated[bool, typer.Option("--null", help="Run it broken on purpose: the check must fail.")] = False,
     seeds: Annotated[str, typer.Option(help="Seeds, such as 0..2.")] = "0..2",
-    out: Annotated[Path | None, typer.Option(help="With --all: keep the numbers here, not in the catalogue.")] = None,
-    page: Annotated[Path | None, typer.Option(help="With --all: also write the page of results here.")] = None,
+    out: Annotated[Path | None, typer.Option(help="With --all or --keep: keep the numbers here, not in the catalogue.")] = None,
+    page: Annotated[Path | None, typer.Option(help="With --all or --keep: also write the page of results here.")] = None,
     json: Json = False,
 ) -> None:
     """Run the check of a system: what was measured, beside what, what was expected, the verdict.
@@ -75,15 +76,15 @@ def reproduce(
     chosen = spec.seeds(seeds)
     if bool(ids) == every:
         raise FokkerError("give the ids of systems or --all, and not both; `fokker systems` lists the ids")
-    if not every and (out or page):
-        raise FokkerError("--out and --page go with --all, which runs every check")
-    if every:
-        if null:
-            raise FokkerError("--all runs every null as well; leave out --null")
-        _reproduce_all(chosen, out, page, json)
-        return
+    if not (every or keep) and (out or page):
+        raise FokkerError("--out and --page go with --all or --keep, which keep the numbers")
     for name in ids or []:
         checks.load(name)
+    if every or keep:
+        if null:
+            raise FokkerError("--all and --keep run every null as well; leave out --null")
+        _keep(ids or checks.checked(), chosen, out, page, json)
+        return
     reports = []
     for name in ids or []:
         with Progress(name, len(chosen)) as bar:
@@ -102,11 +103,10 @@ def reproduce(
     raise typer.Exit(0 if all(report.ok for report in reports) else 1)
 
 
-def _reproduce_all(seeds: list[int], out: Path | None, page: Path | None, json: bool) -> None:
+def _keep(ids: list[str], seeds: list[int], out: Path | None, page: Path | None, json: bool) -> None:
     from fokker import checks
     from fokker.catalogue import measured
 
-    ids = checks.checked()
     ok = True
     with Progress("checks", 2 * len(ids)) as bar:
         done = 0
