@@ -13,13 +13,16 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from fokker.errors import FokkerError, unknown
 from fokker.process import PREDICTIONS, Process, Time, as_time, expand
+
+if TYPE_CHECKING:
+    from fokker.plan import Plan
 
 Cond = Any  # a tensor with a leading batch dimension, or something that only the network understands
 
@@ -28,7 +31,7 @@ Cond = Any  # a tensor with a leading batch dimension, or something that only th
 class Run:
     """The trajectory that is being computed, as its bound denoisers see it.
 
-    `ids` (batch,) names the samples, `row` of `rows` is where the plan stands and `t` its time, `evaluations` counts denoised
+    `ids` (batch,) names the samples, `row` of `rows` is where the `plan` stands and `t` its time, `evaluations` counts denoised
     samples through every wrapper, so that `evaluations / batch` is the NFE.
     """
 
@@ -39,6 +42,7 @@ class Run:
     row: int = 0
     t: Time = 1.0
     evaluations: int = 0
+    plan: "Plan | None" = None
 
     @property
     def nfe(self) -> float:
@@ -95,6 +99,11 @@ class Denoiser(nn.Module):
         """The names of the conditions it takes; None if it cannot tell."""
         return _keywords(self.x0)
 
+    @property
+    def data_std(self) -> float | None:
+        """The standard deviation of the data that it was made for, where it knows it."""
+        return None
+
     def null(self, **cond: Cond) -> dict[str, Cond]:
         """The same conditions, meaning "none": -1 for integer tensors, zeros for others; raises FokkerError for no tensor."""
         return {k: _none(k, v) for k, v in cond.items()}
@@ -144,6 +153,10 @@ class Wrapper(Denoiser):
     @property
     def conditions(self) -> tuple[str, ...] | None:
         return self.inner.conditions
+
+    @property
+    def data_std(self) -> float | None:
+        return self.inner.data_std
 
     def null(self, **cond: Cond) -> dict[str, Cond]:
         return self.inner.null(**cond)
@@ -262,6 +275,11 @@ class NetworkDenoiser(Denoiser):
     def conditions(self) -> tuple[str, ...] | None:
         names = getattr(self.net, "conditions", None)
         return tuple(names) if names is not None else _keywords(self.net.forward)
+
+    @property
+    def data_std(self) -> float | None:
+        # only the preconditioned network was told
+        return self.sigma_data if self.prediction == "edm" else None
 
     def null(self, **cond: Cond) -> dict[str, Cond]:
         own: Callable[..., dict[str, Cond]] | None = getattr(self.net, "null_conditions", None)

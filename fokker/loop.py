@@ -228,7 +228,7 @@ def _execute(
     watch: Watch | None,
     cond: dict[str, Cond],
 ) -> tuple[tuple[Tensor, ...], Run, bool]:
-    context = Run(inputs[0].shape[0], seed, ids, len(plan.rows))
+    context = Run(inputs[0].shape[0], seed, ids, len(plan.rows), plan=plan)
     return _rows(denoiser.bind(context), context, inputs, plan, watch, cond)
 
 
@@ -243,7 +243,7 @@ def pure(denoiser: Denoiser, plan: Plan) -> Callable[..., Tensor]:
         raise FokkerError("this plan draws noise, has several states or decides while it runs; use fokker.run for it")
     if denoiser.process.anchored:
         raise FokkerError(f"{denoiser.process.name} has an anchor, which fokker.run subtracts; use that")
-    context = Run(1, rows=len(plan.rows))
+    context = Run(1, rows=len(plan.rows), plan=plan)
     bound = denoiser.bind(context)
     compiled(plan)
     for t in plan.times:

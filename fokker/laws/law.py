@@ -261,10 +261,17 @@ class LawDenoiser(Denoiser):
     def __init__(self, law: Law, process: Process) -> None:
         super().__init__(process)
         self.law = law
+        self._std: float | None = None
 
     @property
     def conditions(self) -> tuple[str, ...]:
         return "label", "logits", "y"
+
+    @property
+    def data_std(self) -> float:
+        if self._std is None:
+            self._std = float(self.law.cov().diagonal().mean().sqrt())
+        return self._std
 
     def x0(self, x_t: Tensor, t: Time, **cond: Cond) -> Tensor:
         known = ("label", "logits", "y") if self.process.anchored else ("label", "logits")
