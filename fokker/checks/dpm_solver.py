@@ -1,14 +1,16 @@
 """DPM-Solver (Lu et al. 2022, arXiv 2206.00927): the linear part of the flow exact, guaranteed orders 1, 2 and 3.
 
-A mixture (dim 4, 6 components) against its exact flow, median distance over 256 noises. The null switches the inner stages
-off: every order takes DDIM's step, at order 1's cost for the slopes and with as many evaluations for the comparison.
+A mixture (dim 4, 6 components, resolved by the grid: see `_race`) against its exact flow, median distance over 256 noises.
+The ratio at 24 evaluations on a law with structure below the last step is reported beside it (0.16 to 0.21, a miss). The
+null switches the inner stages off: every order takes DDIM's step, at order 1's cost for the slopes and with as many
+evaluations for the comparison.
 """
 
 import torch
 
 from fokker import laws
 from fokker.checks import Criterion, Outcome, within
-from fokker.checks._race import SAMPLES, distance, plain, slope
+from fokker.checks._race import SAMPLES, distance, fine, plain, slope
 from fokker.grids import LogSNR, Quadratic
 from fokker.keyed import noise
 from fokker.loop import sample
@@ -32,12 +34,15 @@ def check(seed: int, null: bool = False) -> Outcome:
     }
     many, few = (race.budget(best, n, Quadratic) for n in (24, 12))
     ddim_many, ddim_few = (race.budget(DDIM(), n, Quadratic) for n in (24, 12))
+    hard = plain(seed, fine(seed, 4, 6))
     ten, twenty = (gaussian(seed, best, n) for n in (10, 20))
     return Outcome(
         measured={
             **{f"slope of order {k}": value for k, value in orders.items()},
             "order 3 at 24 evaluations": many,
             "order 3 at 12 evaluations": few,
+            "order 3 over DDIM at 24, unresolved law": hard.budget(best, 24, Quadratic)
+            / hard.budget(DDIM(), 24, Quadratic),
             "Gaussian, 10 steps": ten,
             "Gaussian, 20 steps": twenty,
         },

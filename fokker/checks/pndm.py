@@ -1,13 +1,14 @@
 """PNDM (Liu et al. 2022, arXiv 2202.09778): classical multistep formulas carried by DDIM's transfer map.
 
-A mixture (dim 4, 6 components) in uniform time against its exact flow, median distance over 256 noises. The null is the same
-transfer without history: DDIM at as many steps.
+A mixture (dim 4, 6 components, resolved by the grid: see `_race`) in uniform time against its exact flow, median distance
+over 256 noises. The ratio of 50 steps to DDIM's 250 on a law with structure below the last step is reported beside it. The
+null is the same transfer without history: DDIM at as many steps.
 """
 
 import torch
 
 from fokker.checks import Criterion, Outcome
-from fokker.checks._race import plain
+from fokker.checks._race import fine, plain
 from fokker.grids import Uniform
 from fokker.keyed import noise
 from fokker.plan import Node, Term
@@ -26,11 +27,14 @@ def check(seed: int, null: bool = False) -> Outcome:
     method = PNDM(history=1, warmup="ramp") if null else PNDM()
     fifty, half = (race.error(method, Uniform(n)) for n in (50, 25))
     ddim, ddim_half = (race.error(DDIM(), Uniform(n)) for n in (250, 25))
+    hard = plain(seed, fine(seed, 4, 6))
     sums = max(abs(sum(weights) - 1) for weights in BASHFORTH.values())
     return Outcome(
         measured={
             "50 steps": fifty,
             "25 steps": half,
+            "50 steps over DDIM with 250, unresolved law": hard.error(method, Uniform(50))
+            / hard.error(DDIM(), Uniform(250)),
             "evaluations of 50 steps": method.plan(race.process, Uniform(50)).nfe,
             "error of the transfer": moved(seed),
             "sum of the weights from 1": sums,
