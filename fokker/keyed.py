@@ -78,11 +78,20 @@ def uniform(
     stream: str = "start",
     index: int | Tensor = 0,
     device: torch.device | str | None = None,
+    bits: int = 32,
 ) -> Tensor:
-    """Uniform numbers in the open interval (0, 1), float64, keyed per sample like `noise`."""
+    """Uniform numbers in the open interval (0, 1), float64, keyed per sample like `noise`.
+
+    `bits` is 32, or 52 where events rarer than 2^-32 must not be lost: draws of tokens.
+    """
     which = sample_ids(shape[0] if ids is None else len(ids), ids, device)
-    u = (_words(shape, seed, which, stream, index).to(torch.float64) + 0.5) * 2.0**-32
-    return u.flatten(1)[:, : math.prod(shape[1:])].reshape(len(which), *shape[1:])
+    n = math.prod(shape[1:])
+    if bits == 32:
+        u = (_words(shape, seed, which, stream, index).to(torch.float64) + 0.5) * 2.0**-32
+        return u.flatten(1)[:, :n].reshape(len(which), *shape[1:])
+    words = _words((len(which), 2 * n), seed, which, stream, index).flatten(1)
+    fine = (words[:, :n] << 20) | (words[:, n : 2 * n] >> 12)
+    return ((fine.to(torch.float64) + 0.5) * 2.0**-52).reshape(len(which), *shape[1:])
 
 
 def noise(

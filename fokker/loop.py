@@ -17,7 +17,7 @@ from torch import Tensor
 from fokker.denoiser import Cond, Deanchored, Denoiser, Run
 from fokker.errors import FokkerError, unknown
 from fokker.grids import Grid
-from fokker.keyed import Brownian, sample_ids
+from fokker.keyed import Brownian, sample_ids, uniform
 from fokker.plan import Number, Plan, Row, Step
 from fokker.process import Process, expand
 from fokker.solve import Solver
@@ -159,8 +159,9 @@ def _fits(denoiser: Denoiser, plan: Plan, inputs: tuple[Tensor, ...], cond: dict
         )
     if len(inputs) != plan.inputs or not inputs:
         raise FokkerError(f"this plan starts from {plan.inputs} states, but {len(inputs)} were given")
-    if any(not v.is_floating_point() or v.ndim < 1 for v in inputs):
-        raise FokkerError("the state must be a floating point tensor (batch, ...)")
+    if any(v.is_floating_point() == denoiser.process.tokens or v.ndim < 1 for v in inputs):
+        kind = "an integer" if denoiser.process.tokens else "a floating point"
+        raise FokkerError(f"the state must be {kind} tensor (batch, ...)")
     batch = inputs[0].shape[0]
     for name, value in cond.items():
         if isinstance(value, Tensor) and value.ndim and value.shape[0] != batch:
@@ -279,7 +280,8 @@ def _rows(
         if row.step is not None:
             context.row, context.t = k, row.step.t
             source = slots[row.terms[0][0]]
-            slots[k], state = row.step.function(source, row.step.t, row.step.s, partial(predict, **cond), state)
+            given = (partial(_uniform, context, first.device),) if row.step.draws else ()
+            slots[k], state = row.step.function(source, row.step.t, row.step.s, partial(predict, **cond), state, *given)
         elif row.terms:
             slots[k] = combine(row.terms, slots)
         if row.t is not None:
@@ -291,6 +293,11 @@ def _rows(
         for slot in row.free:
             slots[slot] = None
     return tuple(slots[k] for k in plan.outputs), context, False
+
+
+def _uniform(context: Run, device: torch.device, shape: tuple[int, ...], index: int = 0) -> Tensor:
+    """The draws of a row that is not linear, to 52 bits."""
+    return uniform(shape, context.seed, context.ids, "step", context.row << 8 | index, device, bits=52)
 
 
 def finite(x: Tensor) -> bool:

@@ -103,12 +103,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Step:
-    """A row that is truly not linear: a pure function (x, t, s, predict, state) -> (x, state), for adaptive solvers."""
+    """A row that is truly not linear: a pure function (x, t, s, predict, state) -> (x, state), for adaptive solvers.
+
+    One that `draws` gets a sixth argument, noise(shape, index): uniform float64 numbers in (0, 1), keyed by sample, row and
+    index (0 .. 255).
+    """
 
     function: Callable[..., tuple[Tensor, Any]]
     source: Key
     t: float
     s: float
+    draws: bool = False
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,7 @@ class Plan:
 
     @property
     def stochastic(self) -> bool:
-        return bool(self.noises)
+        return bool(self.noises) or any(isinstance(r, Step) and r.draws for r in self.rows)
 
     def table(self) -> str:
         """The plan as text, one row a line."""

@@ -4,6 +4,7 @@ A process states its coefficients. Log-SNR, its inverse, drift, diffusion and ev
 may predict follow from them and are written once, here. Coefficients are float64; a process is immutable.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -39,11 +40,13 @@ class Process:
 
     Subclasses are frozen dataclasses that define `_alpha(t)` and `_sigma(t)` (and `_beta(t)`) on float64 tensors. The
     signal-to-noise ratio must fall strictly in t, or construction raises FokkerError naming the first time where it does not.
-    `end` is the time at which plans stop unless told otherwise; `anchored` says that beta is not zero.
+    `end` is the time at which plans stop unless told otherwise; `anchored` says that beta is not zero, `tokens` that states
+    are integers (`fokker.discrete`).
     """
 
     end = 1e-3
     anchored = False
+    tokens = False
     _known: dict[float, tuple[float, float, float]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -200,6 +203,11 @@ class Process:
     def sample_noise(self, shape: tuple[int, ...], seed: int = 0, ids: Any = None, **where: Any) -> Tensor:
         """Unit noise of the process's own kernel, keyed like `fokker.noise` (normal unless a process says otherwise)."""
         return noise(shape, seed, ids, **where)
+
+    def log_noise(self, eps: Tensor) -> Tensor:
+        """The log-density of that noise at `eps` (batch, ...), which is the law of the start where no signal is left."""
+        flat = eps.flatten(1).to(torch.float64)
+        return -0.5 * (flat.square().sum(1) + flat.shape[1] * math.log(2 * math.pi))
 
     @property
     def name(self) -> str:
@@ -398,3 +406,14 @@ class PFGMPP(EDM):
         u = uniform((shape[0], 1), seed, ids, where.get("stream", "start"), index)[:, 0]
         chi2 = 2 * torch.from_numpy(gammaincinv(self.D / 2, u.cpu().numpy()))
         return normal * expand(torch.sqrt(self.D / chi2), normal).to(normal)
+
+    def log_noise(self, eps: Tensor) -> Tensor:
+        flat = eps.flatten(1).to(torch.float64)
+        dim, dof = flat.shape[1], self.D
+        front = math.lgamma((dof + dim) / 2) - math.lgamma(dof / 2) - dim / 2 * math.log(math.pi * dof)
+        return front - (dof + dim) / 2 * torch.log1p(flat.square().sum(1) / dof)
+
+    def relation(self, prediction: str, t: Time, x: Tensor) -> tuple[Any, Any, Any]:
+        if prediction == "score":
+            raise FokkerError("the score of PFGMPP's heavy-tailed kernel is no function of the belief; ask for x0, eps or flow")
+        return super().relation(prediction, t, x)
