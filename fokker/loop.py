@@ -23,6 +23,7 @@ from fokker.process import Process, expand
 from fokker.solve import Solver
 
 Watch = Callable[[Run, Tensor, Tensor], bool | None]
+LARGE = 1 << 16  # numbers in a state above which a row costs its passes over memory, and below which its calls
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def lay(
 
 
 def _known(denoiser: Denoiser, cond: dict[str, Cond]) -> None:
-    accepted = denoiser.conditions
+    accepted = denoiser.conditions if cond else None
     if accepted is not None:
         for name in cond:
             if name not in accepted:
@@ -179,7 +180,7 @@ def _anchored(watch: Watch, process: Process, y: Tensor) -> Watch:
     return lambda run, x, belief: watch(run, _shift(process, x, y, run.t, 1.0), belief)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Instruction:
     """A row ready to run: sources are slots of one list (states, then beliefs, then noises, then the constant 1)."""
 
@@ -272,18 +273,19 @@ def _rows(
     slots[: len(inputs)] = inputs
     noise = Brownian(tuple(first.shape), context.seed, context.ids, first.dtype, first.device) if plan.noises else None
     state: Any = None
+    large = first.numel() >= LARGE
     for row in compiled(plan):
         k = row.row
-        for slot, a, b in row.draws:
-            assert noise is not None
-            slots[slot] = noise.increment(a, b)
+        if noise is not None:
+            for slot, a, b in row.draws:
+                slots[slot] = noise.increment(a, b)
         if row.step is not None:
             context.row, context.t = k, row.step.t
             source = slots[row.terms[0][0]]
             given = (partial(_uniform, context, first.device),) if row.step.draws else ()
             slots[k], state = row.step.function(source, row.step.t, row.step.s, partial(predict, **cond), state, *given)
         elif row.terms:
-            slots[k] = combine(row.terms, slots)
+            slots[k] = combine(row.terms, slots, large)
         if row.t is not None:
             context.row, context.t = k, row.t
             x = slots[k]
@@ -305,21 +307,35 @@ def finite(x: Tensor) -> bool:
     return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
 
 
-def combine(terms: tuple[tuple[int, Number], ...], slots: list[Any]) -> Tensor:
-    """The sum of coefficient * tensor over terms, in place on its first product."""
-    out: Tensor | None = None
-    for slot, c in terms:
+def combine(terms: tuple[tuple[int, Number], ...], slots: list[Any], large: bool = False) -> Tensor:
+    """The sum of coefficient * tensor over terms, in place on its first product; `large` says that memory is what it costs."""
+    out: Tensor | None = _first_two(terms, slots) if large else None
+    for slot, c in terms if out is None else terms[2:]:
         source: Tensor = slots[slot]
-        if isinstance(c, Tensor):
+        if not isinstance(c, Tensor):
+            out = source * c if out is None else out.add_(source, alpha=c)
+        else:
             wide = torch.promote_types(source.dtype, torch.float32)
             part = (expand(c, source).to(source.device, wide) * source).to(source.dtype)
             out = part if out is None else out + part
-        elif out is None:
-            out = source * c
-        else:
-            out = out.add_(source, alpha=c)
     assert out is not None
     return out
+
+
+def _first_two(terms: tuple[tuple[int, Number], ...], slots: list[Any]) -> Tensor | None:
+    """a x + b y in one pass over memory, as an outer product with 1: torch has no other operation that scales both.
+
+    None where that does not fit: one term, numbers per sample, half precision, or a layout of another kind.
+    """
+    if len(terms) < 2:
+        return None
+    (first, a), (second, b) = terms[:2]
+    x, y = slots[first], slots[second]
+    if isinstance(a, Tensor) or isinstance(b, Tensor) or x.dtype != y.dtype or x.dtype.itemsize < 4:
+        return None
+    if not (x.is_contiguous() and y.is_contiguous()):
+        return None
+    return torch.addr(x.view(-1, 1), y.view(-1), y.new_ones(1), beta=a, alpha=b).view(x.shape)
 
 
 def _stop_at_the_first_non_finite(run: Run, x: Tensor, belief: Tensor) -> None:

@@ -22,6 +22,17 @@ every = pytest.mark.parametrize("process", PROCESSES)
 # --- what it computes ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp-3m", "unipc"])
+def test_large_states_are_the_small_ones_side_by_side(solver):
+    """A row of many numbers is added up in another way; it is the same row."""
+    denoiser = fk.as_denoiser(lambda x, t: torch.tanh(3 * x), VP)
+    x = fk.noise((2, 40_000), dtype=F64)
+    plan = fk.solve.get(solver).plan(VP, LogSNR(6))
+    small = torch.cat([fk.sample(denoiser, part, plan) for part in x.split(10_000, dim=1)], 1)
+    assert torch.allclose(fk.sample(denoiser, x, plan), small, rtol=0, atol=1e-13)
+    assert torch.allclose(fk.sample(denoiser, x.float(), plan), small.float(), rtol=0, atol=1e-5)
+
+
 @every
 def test_ddim_is_its_formula(process):
     """Three steps by hand, with the anchor left in the state; the loop takes it out and puts it back."""
