@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fokker import batches, store
 from fokker import codec as codecs
-from fokker import store
 from fokker.codec import Codec, Identity
 from fokker.conditioner import Conditioned, Conditioner, read
 from fokker.data.source import Condition
@@ -79,12 +79,14 @@ class Model:
     def decode(self, x: Tensor) -> NDArray[np.uint8]:
         """x in the denoiser's space (n, ...) as 8-bit images (n, H, W) or (n, H, W, C).
 
-        Raises FokkerError if the data are not images in an interval.
+        Many are decoded in parts that fit into memory. Raises FokkerError if the data are not images in an interval.
         """
         if len(self.shape) != 3 or self.shape[0] not in (1, 3, 4) or self.bounds is None:
             raise FokkerError(f"data of shape {self.shape} are not images; use model.codec.decode(x) for the numbers")
         low, high = self.bounds
-        data = self.codec.decode(x).to("cpu", torch.float32)
+        device = next(self.denoiser.parameters()).device
+        at_once = batches.size(self.codec, lambda: self.codec.decode(x[:1].to(device)), device=device) if len(x) > 1 else 1
+        data = batches.over(len(x), at_once, lambda i, j: self.codec.decode(x[i:j].to(device)).to("cpu", torch.float32))
         pixels = ((data - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
         rows: NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).numpy()
         return rows[..., 0] if self.shape[0] == 1 else rows
@@ -212,7 +214,8 @@ def build_process(config: Mapping[str, Any]) -> Process:
     """A process from `Process.config`: {"process": class name, options}; raises FokkerError for an unknown name or option."""
     import dataclasses
 
-    import fokker.anchored  # noqa: F401  (its classes are found below)
+    import fokker.anchored
+    import fokker.electric  # noqa: F401  (their classes are found below)
 
     options = dict(config)
     name = str(options.pop("process", "EDM"))

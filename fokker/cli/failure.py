@@ -45,7 +45,7 @@ def as_failure(problem: BaseException) -> Failure:
         return Failure(f"this needs {problem.name}; install it with: pip install 'fokker[{extra}]'", BAD_INPUT)
     if isinstance(problem, RecursionError):
         return Failure("the input is nested too deeply to be read", BAD_INPUT)
-    if isinstance(problem, MemoryError) or type(problem).__name__ == "OutOfMemoryError":
+    if isinstance(problem, MemoryError) or "OutOfMemory" in type(problem).__name__ or "can't allocate memory" in str(problem):
         return Failure("out of memory; ask for fewer samples at a time (-n) or a smaller --batch", FAULT)
     text = f"{type(problem).__name__}: {one_line(problem)}"
     return Failure(f"a fault of fokker, not of the input ({text}); run it again with --debug for the traceback", FAULT)

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ class Job:
     plan        the JSON of a stored plan, in place of solver, steps, nfe, grid and end
     guidance    wrappers as `cfg:3`, the first one innermost
     conditions  what is asked for, in words; a list goes round over the samples
-    batch       samples a call; belongs to the record because rounding may depend on it
+    batch       samples a call, at most; as many as fit into memory where None. Rounding may depend on it
     """
 
     model: str
@@ -42,7 +43,7 @@ class Job:
     plan: str | None = None
     guidance: tuple[str, ...] = ()
     conditions: dict[str, Any] = field(default_factory=dict)
-    batch: int = 256
+    batch: int | None = None
     device: str = "cpu"
 
     @classmethod
@@ -80,7 +81,7 @@ def run(job: Job, show: Callable[[int, int], None] = lambda done, total: None) -
     """Run a job; `show` is told after each evaluation how many of all were made."""
     import torch
 
-    from fokker import guide
+    from fokker import batches, guide
     from fokker import model as models
     from fokker import run as run_plan
 
@@ -100,22 +101,28 @@ def run(job: Job, show: Callable[[int, int], None] = lambda done, total: None) -
     plan = job.laid(denoiser)
     cond = _conditions(model, job)
     shape = shape_of(model)
-    parts = [(seed, first) for seed in job.seeds for first in range(0, job.n, job.batch)]
-    found, nfe, made = [], 0.0, 0
-    for seed, first in parts:
-        ids = range(first, min(first + job.batch, job.n))
-        eps = denoiser.process.sample_noise((len(ids), *shape), seed, ids, device=device)
+    one, eps = {k: value[:1] for k, value in cond.items()}, denoiser.process.sample_noise((1, *shape), device=device)
+    most = job.batch or batches.size(denoiser, lambda: denoiser(denoiser.process.start(eps), 1.0, **one), device=device)
+    total, finished, nfe = max(plan.nfe, 1) * len(job.seeds) * job.n, 0, 0.0
+
+    def part(seed: int, first: int, last: int) -> "Tensor":
+        nonlocal finished, nfe
+        ids, made = range(first, last), 0
 
         def watch(*_: object) -> None:
             nonlocal made
-            made += 1
-            show(made, max(plan.nfe, 1) * len(parts))
+            made += len(ids)
+            show(finished + made, total)
 
-        here = {name: value[first : first + len(ids)] for name, value in cond.items()}
+        eps = denoiser.process.sample_noise((len(ids), *shape), seed, ids, device=device)
+        here = {name: value[first:last] for name, value in cond.items()}
         trace = run_plan(denoiser, denoiser.process.start(eps), plan, seed=seed, ids=list(ids), watch=watch, **here)
-        found.append(trace.x0.cpu())
-        nfe = trace.nfe
-    return Done(torch.cat(found), model, hashlib.sha256(path.read_bytes()).hexdigest(), nfe)
+        finished, nfe = finished + made, trace.nfe
+        x_0: Tensor = trace.x0.cpu()
+        return x_0
+
+    x0 = torch.cat([batches.over(job.n, most, partial(part, seed)) for seed in job.seeds])
+    return Done(x0, model, hashlib.sha256(path.read_bytes()).hexdigest(), nfe)
 
 
 def _conditions(model: "Model", job: Job) -> dict[str, "Tensor"]:

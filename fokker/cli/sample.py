@@ -38,7 +38,9 @@ def sample(
     end: End = None,
     plan: Annotated[Path | None, typer.Option(help="A stored plan, in place of solver, steps and grid.")] = None,
     guidance: Annotated[list[str] | None, typer.Option(help="Guidance, as cfg:3; several are stacked.")] = None,
-    batch: Annotated[int, typer.Option(min=1, max=65536, help="Samples a call.")] = 256,
+    batch: Annotated[
+        int | None, typer.Option(min=1, max=65536, help="Samples a call, at most; what fits into memory if left out.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out: Annotated[Path, typer.Option(help="A .png of all, or the numbers as .safetensors or .npz.")] = Path(
         "samples.png"

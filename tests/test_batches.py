@@ -1,0 +1,98 @@
+"""Parts of a set are the whole, whatever the parts; memory decides how large they are and is survived when it runs out."""
+
+import pytest
+import torch
+from torch import nn
+
+import fokker as fk
+from fokker import batches
+from fokker.cli import job
+from fokker.errors import FokkerError
+
+
+def test_every_range_is_made_once_and_in_order():
+    seen = []
+
+    def part(first, last):
+        seen.append((first, last))
+        return torch.arange(first, last)
+
+    assert torch.equal(batches.over(10, 4, part), torch.arange(10))
+    assert seen == [(0, 4), (4, 8), (8, 10)]
+
+
+CPU = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError, lambda: RuntimeError(CPU)])
+def test_out_of_memory_halves_the_batch_and_goes_on(error):
+    tried = []
+
+    def part(first, last):
+        tried.append(last - first)
+        if last - first > 3:
+            raise error()
+        return torch.arange(first, last)
+
+    assert torch.equal(batches.over(10, 10, part), torch.arange(10))
+    assert tried == [10, 5, 3, 3, 3, 1]
+
+
+def test_a_sample_that_does_not_fit_is_one_sentence_and_other_errors_pass():
+    def part(first, last):
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(FokkerError, match="one sample does not fit"):
+        batches.over(4, 2, part)
+
+    def wrong(first, last):
+        raise RuntimeError("shapes")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        batches.over(4, 2, wrong)
+
+
+def test_the_size_follows_from_what_layers_put_out(monkeypatch):
+    net = nn.Sequential(nn.Linear(10, 1000), nn.ReLU(), nn.Linear(1000, 10))
+    x = torch.zeros(1, 10)
+    # two layers of 1000 float32 and one of 10, of which half of the free memory holds 25
+    monkeypatch.setattr(batches, "free", lambda device: 50 * (2000 + 10) * 4)
+    assert batches.size(net, lambda: net(x)) == 25
+    assert batches.size(net, lambda: net(x), most=7) == 7
+    monkeypatch.setattr(batches, "free", lambda device: 10)
+    assert batches.size(net, lambda: net(x)) == 1
+    assert not any(m._forward_hooks for m in net.modules())
+
+
+def test_free_memory_is_that_of_a_machine():
+    assert 2**20 < batches.free() < 2**50
+
+
+def test_samples_do_not_depend_on_the_parts():
+    """The noise of a stochastic solver is each sample's own; what is left is the rounding of matrix products."""
+    whole = job.run(job.Job("digits", n=7, seeds=(0, 3), solver="dpmpp-2m-sde", steps=4, conditions={"label": ["3", "5"]}))
+    parts = job.run(
+        job.Job("digits", n=7, seeds=(0, 3), solver="dpmpp-2m-sde", steps=4, conditions={"label": ["3", "5"]}, batch=2)
+    )
+    assert whole.x0.shape[0] == 14 and whole.nfe == parts.nfe
+    assert (whole.x0 - parts.x0).abs().max() < 2e-5
+
+
+def test_decoding_in_parts_is_decoding(monkeypatch):
+    class Half(fk.model.Codec):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(1, 1, 3, padding=1)
+
+        def decode(self, x):
+            sizes.append(len(x))
+            return self.layer(x)
+
+    sizes = []
+    model = fk.load("digits")
+    model.codec = Half()
+    x = fk.noise((10, *model.shape))
+    assert len(model.decode(x)) == 10 and max(sizes) == 10
+    whole, sizes[:] = model.decode(x), []
+    monkeypatch.setattr(batches, "free", lambda device: 3 * 2 * 4 * x[0].numel())
+    assert (model.decode(x) == whole).all() and max(sizes) == 3
