@@ -31,6 +31,7 @@ _NOUNS = {
     "from_diffusers": "adapt",
     "from_torch": "adapt",
     "load": "model",
+    "log_prob": "likelihood",
     "noise": "keyed",
     "probe": "denoiser",
     "run": "loop",

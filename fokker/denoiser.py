@@ -88,7 +88,9 @@ class Denoiser(nn.Module):
         raise FokkerError(f"{type(self).__name__} does not define x0(x_t, t, **cond); a denoiser must")
 
     def predict(self, prediction: str, x_t: Tensor, t: Time, **cond: Cond) -> Tensor:
-        """eps, v, score or flow (velocity) at x_t, derived from the belief."""
+        """eps, v, score or flow (velocity) at x_t, derived from the belief; no score where the noise is not normal."""
+        if prediction == "score" and self.process.dof is not None:
+            raise FokkerError(f"the score under {self.process.name}'s heavy tails is no function of the belief; ask for x0 or flow")
         plain = x_t
         if self.process.anchored:
             plain = x_t - self.process.coefficients(t, x_t)[1] * self.process.anchor(cond.get("y"))

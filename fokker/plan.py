@@ -187,6 +187,7 @@ class Plan:
     def from_json(cls, text: str) -> "Plan":
         """The plan that `json` wrote; raises FokkerError for anything else."""
         import fokker.anchored
+        import fokker.electric
         import fokker.process
 
         try:
@@ -195,7 +196,8 @@ class Plan:
                 raise KeyError("fokker_plan", d["fokker_plan"])
             options = dict(d["process"])
             name = options.pop("process")
-            kind: type[Process] = getattr(fokker.process, name, None) or getattr(fokker.anchored, name)
+            places = (fokker.process, fokker.anchored, fokker.electric)
+            kind: type[Process] = next(getattr(place, name) for place in places if hasattr(place, name))
             rows = tuple(
                 Row(tuple(((k, i), _tensor(c)) for k, i, c in r["terms"]), _tensor(r["t"]) if r["t"] is not None else None)
                 for r in d["rows"]
@@ -205,7 +207,7 @@ class Plan:
             process, outputs, inputs = kind(**options), tuple(d["outputs"]), d["inputs"]
             _check(rows, outputs, inputs, len(noises))
             return cls(rows, process, outputs, inputs, noises, start, end, d["config"])
-        except (KeyError, TypeError, AttributeError, ValueError) as e:
+        except (KeyError, TypeError, AttributeError, ValueError, StopIteration) as e:
             raise FokkerError(f"this is not a plan that fokker wrote ({type(e).__name__}: {e})") from e
 
     def inverse(self) -> "Plan":

@@ -7,13 +7,13 @@ may predict follow from them and are written once, here. Coefficients are float6
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fokker.errors import FokkerError, unknown
-from fokker.keyed import noise, uniform
+from fokker.keyed import noise
 
 Time = float | Tensor
 PREDICTIONS = ("x0", "eps", "v", "score", "flow", "edm")
@@ -41,12 +41,13 @@ class Process:
     Subclasses are frozen dataclasses that define `_alpha(t)` and `_sigma(t)` (and `_beta(t)`) on float64 tensors. The
     signal-to-noise ratio must fall strictly in t, or construction raises FokkerError naming the first time where it does not.
     `end` is the time at which plans stop unless told otherwise; `anchored` says that beta is not zero, `tokens` that states
-    are integers (`fokker.discrete`).
+    are integers (`fokker.discrete`), `dof` the degrees of freedom of a heavy-tailed noise (None: normal).
     """
 
     end = 1e-3
     anchored = False
     tokens = False
+    dof: ClassVar[float | None] = None
     _known: dict[float, tuple[float, float, float]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -383,37 +384,3 @@ class Interpolant(Process):
 
     def _sigma(self, t: Tensor) -> Tensor:
         return self.sigma_of(t)
-
-
-@dataclass(frozen=True, eq=False)
-class PFGMPP(EDM):
-    """Electrostatic generation with D extra dimensions: EDM's path with a heavy-tailed kernel, normal as D grows.
-
-    The perturbation of N-dimensional data at sigma is sigma g sqrt(D / chi2_D) with g normal: a multivariate Student kernel
-    with D degrees of freedom, the marginal of the (N + D)-dimensional field at radius r = sigma sqrt(D).
-
-    Reference: Xu et al. 2023, arXiv 2302.04265.
-    """
-
-    D: float = 2048.0
-
-    def sample_noise(self, shape: tuple[int, ...], seed: int = 0, ids: Any = None, **where: Any) -> Tensor:
-        from scipy.special import gammaincinv
-
-        normal = noise(shape, seed, ids, **where)
-        # one chi2_D a sample, by its quantile; bit 55 of the index keeps its words apart from those of the normals
-        index = torch.as_tensor(where.get("index", 0)).cpu() | 1 << 55
-        u = uniform((shape[0], 1), seed, ids, where.get("stream", "start"), index)[:, 0]
-        chi2 = 2 * torch.from_numpy(gammaincinv(self.D / 2, u.cpu().numpy()))
-        return normal * expand(torch.sqrt(self.D / chi2), normal).to(normal)
-
-    def log_noise(self, eps: Tensor) -> Tensor:
-        flat = eps.flatten(1).to(torch.float64)
-        dim, dof = flat.shape[1], self.D
-        front = math.lgamma((dof + dim) / 2) - math.lgamma(dof / 2) - dim / 2 * math.log(math.pi * dof)
-        return front - (dof + dim) / 2 * torch.log1p(flat.square().sum(1) / dof)
-
-    def relation(self, prediction: str, t: Time, x: Tensor) -> tuple[Any, Any, Any]:
-        if prediction == "score":
-            raise FokkerError("the score of PFGMPP's heavy-tailed kernel is no function of the belief; ask for x0, eps or flow")
-        return super().relation(prediction, t, x)

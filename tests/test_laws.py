@@ -8,10 +8,11 @@ from mixtures import ANCHORED, PLAIN, as_dense, close, dense, grid, low_rank, no
 
 from fokker import laws
 from fokker.anchored import BrownianBridge, MeanReverting
+from fokker.electric import PFGMPP
 from fokker.errors import FokkerError
 from fokker.laws import Empirical, GaussianMixture
 from fokker.laws import law as contract
-from fokker.process import EDM, PFGMPP, VE, VP, Flow, Process
+from fokker.process import EDM, VE, VP, Flow, Process
 
 # --- density, score, denoiser ------------------------------------------------------------------------------------
 

@@ -8,9 +8,10 @@ from mixtures import as_dense, close, dense, grid, low_rank, normal
 from torch import Tensor
 
 from fokker import laws
+from fokker.electric import PFGMPP
 from fokker.errors import FokkerError
 from fokker.laws import Empirical, GaussianMixture
-from fokker.process import PFGMPP, VP
+from fokker.process import VP
 
 
 @pytest.mark.parametrize("noise_std", [0.4, torch.tensor([0.3, 0.8, 0.5])], ids=["one", "per row"])

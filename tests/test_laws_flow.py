@@ -8,10 +8,11 @@ from mixtures import PLAIN, close, dense, low_rank, normal
 from torch import Tensor
 
 from fokker.anchored import BrownianBridge, MeanReverting
+from fokker.electric import PFGMPP
 from fokker.errors import FokkerError
 from fokker.keyed import noise
 from fokker.laws import Empirical, GaussianMixture
-from fokker.process import EDM, PFGMPP, VE, VP, Cosine, Flow, Process
+from fokker.process import EDM, VE, VP, Cosine, Flow, Process
 
 
 def refined(law: GaussianMixture, process: Process, x: Tensor, t: float, s: float, steps: int) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,9 @@ from laws_for_tests import BETAS, F64, PROCESSES, anchor
 
 import fokker as fk
 from fokker.anchored import BrownianBridge, MeanReverting, ResidualShift
+from fokker.electric import PFGMPP
 from fokker.errors import FokkerError
-from fokker.process import PFGMPP, PREDICTIONS, VE, VP, Flow, Interpolant, SubVP, TableVP, derivative
+from fokker.process import PREDICTIONS, VE, VP, Flow, Interpolant, SubVP, TableVP, derivative
 
 every = pytest.mark.parametrize("name", PROCESSES)
 INNER = torch.linspace(0.01, 0.99, 99, dtype=F64)

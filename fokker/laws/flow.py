@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fokker.errors import FokkerError
 from fokker.laws.law import BUDGET, Law, Level
-from fokker.process import PFGMPP, Process, Time, as_time
+from fokker.process import Process, Time, as_time
 
 MAX_STEPS = 20_000
 
@@ -51,20 +51,19 @@ def transport(
     start, end = (_place(process, time, batch, law) for time in (t, s))
     if law.singular and bool(((start.phi == 0) & (end.phi > 0)).any()):
         raise FokkerError("this law has no density, so its flow cannot start at sigma = 0; start at a small t > 0")
-    if density and isinstance(process, PFGMPP):
+    if density and process.dof is not None:
         raise FokkerError("the change of density is worked out for normal noise only, not for PFGMPP's kernel")
     plain = x.to(torch.float64)
     anchor = process.anchor(y).to(plain) if process.anchored else plain.new_zeros(())
     anchor = anchor.expand(x.shape).reshape(-1, law.dim) if process.anchored else anchor
     w = (plain.reshape(-1, law.dim) - start.beta * anchor) / start.r
     prior = law.prior(law._labels(label, batch))
-    dof = process.D if isinstance(process, PFGMPP) else None
     work = law.row_size * (law.dim if density else 1) + 16 * law.dim
     rows = max(1, BUDGET // work)
     ends, changes = [], []
     for i in range(0, len(w), rows):
         p = slice(i, i + rows)
-        curve = Curve(law, prior[p] if prior.ndim == 2 else prior, dof, density)
+        curve = Curve(law, prior[p] if prior.ndim == 2 else prior, process.dof, density)
         with torch.no_grad():
             out, change = curve.follow(w[p], start.phi[p], end.phi[p], tol)
         ends.append(out)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fokker.denoiser import Cond, Denoiser
 from fokker.errors import FokkerError, unknown
-from fokker.process import PFGMPP, Process, Time
+from fokker.process import Process, Time
 
 # float64 numbers a chunk of states may occupy in one intermediate tensor (32 MiB)
 BUDGET = 2**22
@@ -201,8 +201,7 @@ class Law(ABC):
             sigma = 1.0 if alpha == 0 else sigma
         else:
             sigma = torch.where(alpha == 0, torch.ones_like(sigma), sigma)
-        dof = process.D if isinstance(process, PFGMPP) else None
-        return x, Level(self._per_state(alpha, x), self._per_state(sigma, x), dof)
+        return x, Level(self._per_state(alpha, x), self._per_state(sigma, x), process.dof)
 
     def _per_state(self, c: float | Tensor, x: Tensor) -> float | Tensor:
         """A coefficient per leading index of x as (n, 1), or (n, dim) if it varies within a sample."""
