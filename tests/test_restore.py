@@ -306,13 +306,25 @@ def test_samples_have_the_mean_and_covariance_of_the_posterior(restorer, solver)
     assert (torch.cov(out.T) - truth.cov()).abs().max() < 5 * math.sqrt(2 / n) + bias
 
 
-def test_what_is_not_gaussian_is_only_approximated():
-    """The spread of DDNM and PiGDM is that of unit data: on a prior of variance 0.2 PiGDM is off, and says nothing else."""
+@pytest.mark.parametrize("restorer", [DDNM, PiGDM])
+def test_the_spread_of_the_data_is_asked_of_the_denoiser(restorer):
+    """Exact on isotropic data of any variance; told a wrong one, or on data that are not isotropic, off."""
     operator = OPERATORS["mask"]
-    prior = GaussianMixture([1.0], UNIT.means.reshape(1, *SHAPE), 0.2)
-    x_0 = prior.sample(1, seed=5)
-    y = operator(x_0)
-    x_t = VP.add_noise(x_0, fk.noise((1, *SHAPE), seed=7, dtype=F64), 0.5)
-    truth = posterior(operator, y, 0.3, prior).denoiser(VP)(x_t, 0.5)
-    assert (PiGDM(prior.denoiser(VP), operator, y, 0.3)(x_t, 0.5) - truth).abs().max() > 1e-3
-    assert issubclass(PiGDM, Restorer) and not PiGDM.stackable
+    x_t = VP.add_noise(UNIT.sample(1, seed=5), fk.noise((1, *SHAPE), seed=7, dtype=F64), 0.5)
+
+    def off(prior: GaussianMixture, **options: float) -> float:
+        y = operator(prior.sample(1, seed=5))
+        truth = posterior(operator, y, 0.3, prior).denoiser(VP)(x_t, 0.5)
+        return float((restorer(prior.denoiser(VP), operator, y, 0.3, **options)(x_t, 0.5) - truth).abs().max())
+
+    narrow = GaussianMixture([1.0], UNIT.means.reshape(1, *SHAPE), 0.2)
+    assert off(narrow) < 1e-12 and off(narrow, data_std=0.2**0.5) < 1e-12
+    assert off(narrow, data_std=1.0) > 1e-3
+    uneven = torch.diag(torch.linspace(0.05, 0.35, DIM, dtype=F64))
+    assert off(GaussianMixture([1.0], UNIT.means.reshape(1, *SHAPE), uneven[None])) > 1e-3
+    # a network that was told, one that was not
+    assert restorer(narrow.denoiser(VP), operator, x_t).spread == pytest.approx(0.2**0.5)
+    assert restorer(fk.as_denoiser(lambda x, t: x, VP), operator, x_t).spread == 1.0
+    assert issubclass(restorer, Restorer) and not restorer.stackable
+    with pytest.raises(FokkerError, match="give the standard deviation of the data"):
+        restorer(narrow.denoiser(VP), operator, x_t, data_std=-1.0)

@@ -6,13 +6,14 @@ An `Operator` maps x (batch, ...) to y (batch, ...), per sample and linearly unl
     A.pinv(y)               the Moore-Penrose inverse
     A.solve(v, a, b)        (a A A^T + b I)^{-1} v, what Gaussian posteriors need
     A.consistent(x, y)      the nearest x that agrees with y
+    A.pull(x, v)            the gradient of <A(x), v>: the adjoint, and all that one with `linear = False` has of it
 
 `A.check(shape)` measures how well <A x, y> = <x, A^T y> holds. Subclasses define `forward`, `adjoint` and, where a closed form
 exists, `pinv` and `solve`; the defaults are conjugate gradients.
 
-A restorer is a `Wrapper` around a denoiser: E[x_0 | x_t] becomes (an estimate of) E[x_0 | x_t, measurement]. It knows no
-solver; y, and noise levels, are in the range of the data. The measurement belongs to the samples: its leading dimension is the
-batch's, and nothing is summed over the batch.
+A restorer (`restore.posterior.Restorer`) is a `Wrapper` around a denoiser: E[x_0 | x_t] becomes (an estimate of) E[x_0 |
+x_t, measurement]. It knows no solver; y, and noise levels, are in the range of the data. The measurement belongs to the
+samples: its leading dimension is the batch's, and nothing is summed over the batch.
 """
 
 from typing import Any
@@ -28,6 +29,8 @@ from fokker.keyed import noise
 class Operator:
     """A linear measurement y = A x, per sample; see the contract in this module's docstring."""
 
+    linear = True
+
     def __call__(self, x: Tensor) -> Tensor:
         return self.forward(x)
 
@@ -38,6 +41,15 @@ class Operator:
     def adjoint(self, y: Tensor) -> Tensor:
         """A^T y."""
         raise FokkerError(f"{type(self).__name__} does not define adjoint(y); a linear operator must")
+
+    def pull(self, x: Tensor, v: Tensor) -> Tensor:
+        """The gradient of <A x, v> in x: A^T v, or the Jacobian's transpose at x for one that is not `linear`."""
+        if self.linear:
+            return self.adjoint(v)
+        with torch.enable_grad():
+            at = x.detach().requires_grad_()
+            pulled: Tensor = torch.autograd.grad(self.forward(at), at, v)[0]
+        return pulled
 
     def solve(self, v: Tensor, a: float | Tensor = 1.0, b: float | Tensor = 0.0) -> Tensor:
         """(a A A^T + b I)^{-1} v for v in the measurement space; `a` and `b` are numbers or broadcast to v.

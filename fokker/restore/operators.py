@@ -1,6 +1,7 @@
-"""Measurements of images (and of signals and volumes of any rank): mask, blur, downsampling, a plain matrix."""
+"""Measurements of images (and of signals and volumes of any rank): mask, blur, downsampling, greying, matrices, views."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -164,6 +165,97 @@ class Matrix(Operator):
     @classmethod
     def gaussian(cls, rows: int, shape: Sequence[int], seed: int = 0) -> "Matrix":
         """A random measurement with independent N(0, 1/rows) entries: compressed sensing."""
-        columns = int(torch.tensor(tuple(shape)).prod())
-        entries = noise((rows, columns), seed, stream="check", index=2, dtype=torch.float64)
-        return cls(entries / rows**0.5, shape)
+        return cls(_gaussian(rows, math.prod(shape), seed), shape)
+
+
+def _gaussian(rows: int, columns: int, seed: int) -> Tensor:
+    entries = noise((rows, columns), seed, stream="check", index=2, dtype=torch.float64)
+    return entries / math.sqrt(rows)
+
+
+class CompressedSensing(Operator):
+    """Independent N(0, 1/rows) combinations of pixels, rows = `keep` times the number of pixels: Gaussian compressed sensing.
+
+    Of a whole sample of `shape` (channels, *size), y (batch, rows); or with `block` of every block of that many pixels a
+    side in every channel of an image of any size that is a multiple, one matrix for all of them, y (batch, channels, blocks,
+    rows): what is measurable in practice. Raises FokkerError for a share outside (0, 1] or a missing shape.
+    """
+
+    def __init__(
+        self, keep: float, shape: Sequence[int] | None = None, seed: int = 0, block: int | None = None
+    ) -> None:
+        if not 0 < keep <= 1:
+            raise FokkerError(f"keep={keep} is not accepted; give the number of measurements a pixel, in (0, 1]")
+        if shape is None:
+            raise FokkerError("compressed sensing needs shape=(channels, *size) of a sample")
+        if block is not None and any(n % block for n in shape[1:]):
+            raise FokkerError(f"block={block} does not divide the size {tuple(shape[1:])}; use a divisor of both")
+        self.shape, self.block = tuple(shape), block
+        columns = math.prod(shape) if block is None else block ** (len(shape) - 1)
+        if columns > 1 << 12:
+            raise FokkerError(f"a matrix for {columns} pixels at once is too large; give block=, such as 16")
+        self.matrix = Matrix(_gaussian(max(1, round(keep * columns)), columns, seed))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._many(self.matrix.forward, self._blocks(x))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self._picture(self._many(self.matrix.adjoint, y))
+
+    def solve(self, v: Tensor, a: float | Tensor = 1.0, b: float | Tensor = 0.0) -> Tensor:
+        def rows(c: float | Tensor) -> float | Tensor:
+            return c.expand((*v.shape[:-1], 1)).reshape(-1, 1) if isinstance(c, Tensor) and c.ndim else c
+
+        return self._many(lambda u: self.matrix.solve(u, rows(a), rows(b)), v)
+
+    def _many(self, function: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
+        return function(v.reshape(-1, v.shape[-1])).reshape(*v.shape[:-1], -1)
+
+    def _blocks(self, x: Tensor) -> Tensor:
+        """(batch, pixels), or (batch, channels, blocks, pixels of a block)."""
+        if self.block is None:
+            return x.flatten(1)
+        size, n = x.shape[2:], self.block
+        split = x.reshape(*x.shape[:2], *(k for s in size for k in (s // n, n)))
+        order = [0, 1, *range(2, split.ndim, 2), *range(3, split.ndim, 2)]
+        return split.permute(order).reshape(*x.shape[:2], -1, n ** len(size))
+
+    def _picture(self, v: Tensor) -> Tensor:
+        if self.block is None:
+            return v.reshape(-1, *self.shape)
+        size, n = self.shape[1:], self.block
+        d = len(size)
+        split = v.reshape(*v.shape[:2], *(s // n for s in size), *[n] * d)
+        order = [0, 1, *(k for i in range(d) for k in (2 + i, 2 + d + i))]
+        return split.permute(order).reshape(*v.shape[:2], *size)
+
+
+class Colourise(Operator):
+    """y = sum_c w_c x_c: the grey picture, from which colours are to be found.
+
+    `weights` None: the mean over the channels, shape[0] of them.
+    """
+
+    def __init__(self, weights: Sequence[float] | None = None, shape: Sequence[int] = (3,)) -> None:
+        channels = shape[0]
+        w = torch.as_tensor([1.0 / channels] * channels if weights is None else list(weights), dtype=torch.float64)
+        if len(w) != channels or not bool(w.any()):
+            raise FokkerError(f"weights={weights} for {channels} channels are not accepted; one number a channel, not all 0")
+        self.weights, self.gain = w, float(w.square().sum())
+
+    def _column(self, x: Tensor) -> Tensor:
+        return self.weights.to(x).reshape(-1, *[1] * (x.ndim - 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != len(self.weights):
+            raise FokkerError(f"this picture has {x.shape[1]} channels and the weights are {len(self.weights)}; set shape=")
+        return (self._column(x) * x).sum(1, keepdim=True)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self._column(y) * y
+
+    def pinv(self, y: Tensor) -> Tensor:
+        return self.adjoint(y) / self.gain
+
+    def solve(self, v: Tensor, a: float | Tensor = 1.0, b: float | Tensor = 0.0) -> Tensor:
+        return v / (a * self.gain + b)

@@ -1,6 +1,7 @@
-"""Restorers that correct a belief towards a measurement y = A x_0 + noise: DDNM and pseudo-inverse guidance."""
+"""Restorers that correct a belief by the posterior of a Gaussian, DDNM and PiGDM, and what all restorers share."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,27 +13,45 @@ from fokker.restore import Operator
 
 
 class Restorer(Wrapper):
-    """A wrapper that holds a measurement: the operator, y (batch, ...) in the data's range, and its noise level."""
+    """A wrapper that holds a measurement: the operator, y (batch, ...) in the data's range, and its noise level.
+
+    `data_std` is the standard deviation of the data, for those whose formula is that of a Gaussian prior; None asks the
+    denoiser (`Denoiser.data_std`), and stands for 1 where that does not know. `solver` names the plan of the paper, in the
+    words of the command line. Raises FokkerError for a negative noise level.
+    """
 
     stackable = False  # the measurement has the batch's size
+    solver: str = "ddim:eta=1"
 
-    def __init__(self, inner: Denoiser, operator: Operator, y: Tensor, noise_std: float = 0.0) -> None:
+    def __init__(
+        self, inner: Denoiser, operator: Operator, y: Tensor, noise_std: float = 0.0, data_std: float | None = None
+    ) -> None:
         super().__init__(inner)
         if noise_std < 0:
             raise FokkerError(f"noise_std={noise_std} is not accepted; give a standard deviation of at least 0")
+        if data_std is not None and not data_std > 0:
+            raise FokkerError(f"data_std={data_std} is not accepted; give the standard deviation of the data, above 0")
         self.operator, self.measured, self.noise_std = operator, y, float(noise_std)
+        self.spread = float(data_std or inner.data_std or 1.0)
 
     def prior_variance(self, t: Time, v: Tensor) -> float | Tensor:
-        """The spread of x_0 given x_t for data of unit variance, sigma^2 / (alpha^2 + sigma^2), to multiply `v` with.
+        """The variance of x_0 given x_t for Gaussian data of variance d = data_std^2: d sigma^2 / (alpha^2 d + sigma^2).
 
-        Raises FokkerError for a time that differs within a sample, where A no longer commutes with it.
+        A number, or one per sample to multiply `v` with. Raises FokkerError for a time that differs within a sample, where A
+        no longer commutes with it.
         """
+        alpha, sigma = self.levels(t, v)
+        d = self.spread**2
+        variance: float | Tensor = d * sigma**2 / (alpha**2 * d + sigma**2)
+        return variance
+
+    def levels(self, t: Time, v: Tensor) -> tuple[Any, Any]:
+        """(alpha, sigma) to multiply v with, one per sample; raises FokkerError for a time that differs within a sample."""
         if isinstance(t, Tensor) and t.ndim > 1 and t.numel() > t.shape[0]:
             raise FokkerError(f"{type(self).__name__} needs one time per sample, not times of shape {tuple(t.shape)}")
         time = t.reshape(-1) if isinstance(t, Tensor) and t.ndim else t
         alpha, _, sigma = self.process.coefficients(time, v)
-        spread: float | Tensor = sigma**2 / (alpha**2 + sigma**2)
-        return spread
+        return alpha, sigma
 
     def correction(self, belief: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """w = A^T (r^2 A A^T + noise^2)^{-1} (y - A D), and r^2 w, with r^2 the `prior_variance`."""
@@ -45,7 +64,8 @@ class DDNM(Restorer):
     """D + A^+ (y - A D): what the measurement says replaces the belief's range space, exactly.
 
     With `noise_std` > 0 the replacement is weighted by the posterior's gain, r^2 A^T (r^2 A A^T + noise^2)^{-1} (y - A D) with
-    r^2 = sigma^2 / (alpha^2 + sigma^2), the Gaussian form of DDNM+. One evaluation.
+    r^2 = d sigma^2 / (alpha^2 d + sigma^2), the spread of x_0 given x_t for data of variance d: the Gaussian form of DDNM+.
+    One evaluation.
 
     Reference: Wang, Yu, Zhang 2023, arXiv 2212.00490.
     """
@@ -60,9 +80,10 @@ class DDNM(Restorer):
 class PiGDM(Restorer):
     """Pseudo-inverse guidance: the gradient of log N(y; A D, r^2 A A^T + noise^2) through the denoiser, as a belief.
 
-    D + (sigma^2 / alpha) J^T A^T (r^2 A A^T + noise^2)^{-1} (y - A D) with J = dD/dx_t and r^2 = sigma^2 / (alpha^2 + sigma^2).
-    Exact on a Gaussian prior when r^2 is its posterior variance. Without signal (alpha = 0), where J is 0, (sigma^2 / alpha) J
-    is the prior's variance, for which r^2 = 1 stands. One evaluation and one backward pass.
+    D + (sigma^2 / alpha) J^T A^T (r^2 A A^T + noise^2)^{-1} (y - A D) with J = dD/dx_t and r^2 = d sigma^2 / (alpha^2 d +
+    sigma^2), the spread of x_0 given x_t for data of variance d (the paper takes 1). Exact on Gaussian data of that
+    variance. Without signal (alpha = 0), where J is 0, (sigma^2 / alpha) J is the prior's variance d. One evaluation and one
+    backward pass.
 
     Reference: Song, Vahdat, Mardani, Kautz 2023, ICLR (openreview 9_gsMA8MRKQ).
     """
