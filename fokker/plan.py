@@ -306,11 +306,13 @@ class Draft:
         """A state that does not depend on the run: `value`, a number or a tensor (1, ...) of the state's rank."""
         return Term({("1", 0): value})
 
-    def adaptive(self, x: Term, function: Callable[..., tuple[Tensor, Any]], t: Node, s: Node) -> Term:
-        """A row that is not linear; raises FokkerError where samples have times of their own."""
+    def adaptive(
+        self, x: Term, function: Callable[..., tuple[Tensor, Any]], t: Node, s: Node, draws: bool = False
+    ) -> Term:
+        """A row that is not linear (see `Step`); raises FokkerError where samples have times of their own."""
         if t.t.ndim or s.t.ndim:
             raise FokkerError("an adaptive solver takes one time for all samples; use a fixed-step one for a time for each")
-        self.rows.append(Step(function, ("x", self._state(x)), float(t.t), float(s.t)))
+        self.rows.append(Step(function, ("x", self._state(x)), float(t.t), float(s.t), draws))
         return Term({("x", len(self.rows) - 1): 1.0})
 
     def finish(self, outputs: Sequence[Term], start: Number | None, end: Number | None, config: dict[str, Any]) -> Plan:

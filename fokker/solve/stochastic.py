@@ -1,4 +1,4 @@
-"""Solvers that add noise on the way: churn, restarts, Langevin corrections, ancestral forms of second order."""
+"""Solvers that add noise on the way: churn, restarts, ancestral forms of second order."""
 
 import math
 from dataclasses import dataclass
@@ -93,43 +93,6 @@ class Restart(Heun):
                     x = renoised(draft, x, nodes[bottom], nodes[top])
                     for a, b in pairs(nodes[top : bottom + 1]):
                         x = self.step(draft, x, a, b, variable)
-        return x
-
-
-@dataclass(frozen=True)
-class PredictorCorrector(Solver):
-    """A reverse-diffusion predictor and `corrections` Langevin moves after each step.
-
-    The predictor is the ancestral transition; a move is x += delta score + sqrt(2 delta) z with delta = (snr sigma_s)^2, so
-    that the signal-to-noise ratio of a move is the same at every level. 1 + corrections evaluations a step.
-
-    Reference: Song et al. 2021, arXiv 2011.13456, algorithms 2 and 3 (there delta is scaled by measured norms, whose
-    expectation this is).
-    """
-
-    corrections: int = 1
-    snr: float = 0.16
-    order: ClassVar[int] = 1
-    stochastic: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.corrections < 0 or not 0 < self.snr < 1:
-            raise FokkerError(f"corrections={self.corrections}, snr={self.snr}: use corrections >= 0 and snr in (0, 1)")
-
-    @property
-    def evaluations(self) -> int:  # type: ignore[override]
-        return 1 + self.corrections
-
-    def lay(self, draft: Draft, x: Term, nodes: list[Node]) -> Term:
-        for t, s in pairs(nodes):
-            x = transition(draft, x, draft.ask(x, t), t, s, 0.0 if bool((t.alpha == 0).any()) else 1.0)
-            if s.data:
-                return x
-            delta = (self.snr * s.sigma) ** 2
-            for _ in range(self.corrections):
-                x = draft.keep(x)
-                score = (s.alpha * draft.ask(x, s) - x) / s.sigma**2
-                x = x + delta * score + torch.sqrt(2 * delta) * draft.noise(s, s)
         return x
 
 
