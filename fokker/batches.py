@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fokker.errors import FokkerError
 
 SHARE = 0.5  # of what is free: the rest is for convolution buffers, the states of the run, and neighbours
-MOST = 256  # beyond this a batch is no faster
+MOST = 64  # beyond this a batch is hardly faster, and several processes would have nothing to share
 
 
 def size(model: nn.Module, call: Callable[[], object], most: int = MOST, device: torch.device | str = "cpu") -> int:

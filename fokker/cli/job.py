@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,12 +68,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Done:
-    """What a job made: samples (seeds * n, ...) in the denoiser's space, and what they took."""
+    """What a job made: samples (seeds * n, ...) in the denoiser's space, and what they took.
+
+    Of several processes only the first one holds the samples; `main` says whether this is it.
+    """
 
     x0: "Tensor"
     model: "Model"
     sha256: str
     nfe: float
+    main: bool = True
 
 
 def run(job: Job, show: Callable[[int, int], None] = lambda done, total: None) -> Done:
@@ -84,7 +87,9 @@ def run(job: Job, show: Callable[[int, int], None] = lambda done, total: None) -
     from fokker import batches, guide
     from fokker import model as models
     from fokker import run as run_plan
+    from fokker.ranks import ranks
 
+    team = ranks(cpu=job.device == "cpu")
     path, device = models.locate(job.model), device_of(job.device)
     model = models.load(path, device)
     denoiser: Denoiser = model.denoiser
@@ -102,17 +107,20 @@ def run(job: Job, show: Callable[[int, int], None] = lambda done, total: None) -
     cond = _conditions(model, job)
     shape = shape_of(model)
     one, eps = {k: value[:1] for k, value in cond.items()}, denoiser.process.sample_noise((1, *shape), device=device)
-    most = job.batch or batches.size(denoiser, lambda: denoiser(denoiser.process.start(eps), 1.0, **one), device=device)
+    most = batches.size(denoiser, lambda: denoiser(denoiser.process.start(eps), 1.0, **one), device=device)
+    # the parts must not depend on who is there to make them
+    most = job.batch or team.agreed(min(most, job.n))
+    parts = [(seed, i, min(i + most, job.n)) for seed in job.seeds for i in range(0, job.n, most)]
     total, finished, nfe = max(plan.nfe, 1) * len(job.seeds) * job.n, 0, 0.0
 
-    def part(seed: int, first: int, last: int) -> "Tensor":
+    def one_part(seed: int, first: int, last: int) -> "Tensor":
         nonlocal finished, nfe
         ids, made = range(first, last), 0
 
         def watch(*_: object) -> None:
             nonlocal made
-            made += len(ids)
-            show(finished + made, total)
+            made += len(ids) * team.size
+            show(min(finished + made, int(total)), total)
 
         eps = denoiser.process.sample_noise((len(ids), *shape), seed, ids, device=device)
         here = {name: value[first:last] for name, value in cond.items()}
@@ -121,8 +129,13 @@ def run(job: Job, show: Callable[[int, int], None] = lambda done, total: None) -
         x_0: Tensor = trace.x0.cpu()
         return x_0
 
-    x0 = torch.cat([batches.over(job.n, most, partial(part, seed)) for seed in job.seeds])
-    return Done(x0, model, hashlib.sha256(path.read_bytes()).hexdigest(), nfe)
+    def survived(part: tuple[int, int, int]) -> "Tensor":
+        seed, first, last = part
+        return batches.over(last - first, most, lambda i, j: one_part(seed, first + i, first + j))
+
+    found = team.map(parts, survived)
+    x0 = torch.cat(found) if found is not None else torch.empty(0)
+    return Done(x0, model, hashlib.sha256(path.read_bytes()).hexdigest(), nfe, team.main)
 
 
 def _conditions(model: "Model", job: Job) -> dict[str, "Tensor"]:
@@ -162,7 +175,7 @@ def device_of(name: str) -> str:
     import torch
 
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name != "cpu" and not (name.partition(":")[0] == "cuda" and torch.cuda.is_available()):
         raise FokkerError(
             f"device {name!r} is not here; use auto or cpu" + (" or cuda" if torch.cuda.is_available() else "")

@@ -99,6 +99,8 @@ def _make(wanted: "Job", out: Path) -> "tuple[str, Done, float]":
     begin = time.perf_counter()
     with Progress("sampling") as bar:
         done = job.run(wanted, lambda made, total: bar.update(made, total))
+    if not done.main:
+        raise typer.Exit  # the first process writes for all
     found = {"nfe": done.nfe, "model_sha256": done.sha256}
     record = provenance.record("sample", dataclasses.asdict(wanted), **found)
     if out.suffix.lower() == ".png":
