@@ -12,7 +12,7 @@ import copy
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -32,7 +32,8 @@ class Run:
     """The trajectory that is being computed, as its bound denoisers see it.
 
     `ids` (batch,) names the samples, `row` of `rows` is where the `plan` stands and `t` its time, `evaluations` counts denoised
-    samples through every wrapper, so that `evaluations / batch` is the NFE.
+    samples through every wrapper, so that `evaluations / batch` is the NFE. What a denoiser tells beside its answer goes into
+    `notes`, which come back with the trace; `table` is what `fokker.ahead` reads.
     """
 
     batch: int
@@ -43,6 +44,8 @@ class Run:
     t: Time = 1.0
     evaluations: int = 0
     plan: "Plan | None" = None
+    notes: dict[str, Any] = field(default_factory=dict)
+    table: tuple[list[Any], Any] | None = None
 
     @property
     def nfe(self) -> float:

@@ -31,7 +31,8 @@ class Trace:
     """What a run produced and what it took.
 
     `x0` is the first output (batch, ...), `outputs` all of them; `nfe` counts evaluations per sample through every wrapper;
-    `stopped` says that `watch` ended the run early, in which case x0 is the last belief; `config` repeats it.
+    `stopped` says that `watch` ended the run early, in which case x0 is the last belief; `config` repeats it. `notes` is what
+    wrappers told beside their beliefs.
     """
 
     x0: Tensor
@@ -42,6 +43,7 @@ class Trace:
     seed: int
     stopped: bool = False
     config: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.config.get('solver', 'plan')}: {self.nfe:g} evaluations in {self.seconds:.2f} s, seed {self.seed}"
@@ -114,7 +116,7 @@ def run(
         if process.anchored and not stopped:
             outputs = tuple(_shift(process, v, process.anchor(y), plan.end, 1.0) for v in outputs)
     seconds = time.perf_counter() - begun
-    return Trace(outputs[0], outputs, plan, context.nfe, seconds, seed, stopped, dict(plan.config))
+    return Trace(outputs[0], outputs, plan, context.nfe, seconds, seed, stopped, dict(plan.config), context.notes)
 
 
 def lay(
@@ -272,13 +274,16 @@ def _rows(
     slots[-1] = first.new_ones(()).expand(first.shape)
     slots[: len(inputs)] = inputs
     noise = Brownian(tuple(first.shape), context.seed, context.ids, first.dtype, first.device) if plan.noises else None
+    context.table = slots, noise
     state: Any = None
     large = first.numel() >= LARGE
     for row in compiled(plan):
         k = row.row
         if noise is not None:
             for slot, a, b in row.draws:
-                slots[slot] = noise.increment(a, b)
+                # somebody may have looked ahead
+                if slots[slot] is None:
+                    slots[slot] = noise.increment(a, b)
         if row.step is not None:
             context.row, context.t = k, row.step.t
             source = slots[row.terms[0][0]]
