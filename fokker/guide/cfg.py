@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fokker.denoiser import Cond, Denoiser, Wrapper
 from fokker.errors import FokkerError
+from fokker.guide.terms import Part, branches
 from fokker.process import Time, as_time, expand
 
 
@@ -21,7 +22,8 @@ class CFG(Wrapper):
     negative  conditions to move away from instead of none
     interval  (low, high) of sigma / alpha in which guidance acts (Kynkaanniemi et al. 2024, arXiv 2404.07724)
 
-    The anchor y is never dropped. Reference: Ho & Salimans 2022, arXiv 2207.12598.
+    The anchor y is never dropped. Subclasses that turn two beliefs into one in another way override `combined`.
+    Reference: Ho & Salimans 2022, arXiv 2207.12598.
     """
 
     def __init__(
@@ -40,16 +42,32 @@ class CFG(Wrapper):
         self.stackable = self.stackable and not any(isinstance(v, Tensor) and v.ndim for v in own)
 
     def x0(self, x_t: Tensor, t: Time, **cond: Cond) -> Tensor:
-        scale = self.scale_at(t)
-        free = {k: v for k, v in cond.items() if k != "y" and v is not None}
-        off = not isinstance(scale, Tensor) and scale == 1
-        if off or (not free and self.negative is None):
+        scale, other = self.scale_at(t), self.other(cond)
+        if other is None or (not isinstance(scale, Tensor) and scale == 1):
             belief: Tensor = self.inner(x_t, t, **cond)
             return belief
-        other = cond | self.inner.null(**free) | (self.negative or {})
         with_cond, without = branches(self.inner, x_t, t, [cond, other], self.batched)
         strength = expand(scale, x_t).to(x_t) if isinstance(scale, Tensor) else scale
-        return without + strength * (with_cond - without)
+        return self.combined(with_cond, without, strength)
+
+    def combined(self, with_cond: Tensor, without: Tensor, strength: Any) -> Tensor:
+        """The guided belief from the conditional and the null one; `strength` is a number or broadcasts."""
+        guided: Tensor = without + strength * (with_cond - without)
+        return guided
+
+    def other(self, cond: dict[str, Cond]) -> dict[str, Cond] | None:
+        """The conditions to move away from; None where there is nothing to guide by."""
+        free = {k: v for k, v in cond.items() if k != "y" and v is not None}
+        if not free and self.negative is None:
+            return None
+        return cond | self.inner.null(**free) | (self.negative or {})
+
+    def parts(self, x_t: Tensor, t: Time, **cond: Cond) -> list[Part]:
+        """The composition that it is: weight `scale` on the conditions, 1 - scale on none."""
+        scale, other = self.scale_at(t), self.other(cond)
+        if other is None:
+            return [Part(self.inner, cond, 1.0)]
+        return [Part(self.inner, cond, scale), Part(self.inner, other, 1 - scale)]
 
     def scale_at(self, t: Time) -> float | Tensor:
         """The scale at time t, 1 outside the interval."""
@@ -62,20 +80,3 @@ class CFG(Wrapper):
             return self.scale if bool(inside) else 1.0
         scale = torch.as_tensor(self.scale, dtype=torch.float64, device=inside.device)
         return torch.where(inside, expand(scale, inside) if scale.ndim else scale, 1.0)
-
-
-def branches(denoiser: Denoiser, x_t: Tensor, t: Time, conds: list[dict[str, Any]], batched: bool = True) -> list[Tensor]:
-    """The beliefs under several sets of conditions, asked in one batch if their conditions have equal names and shapes."""
-    names = set(conds[0])
-    fits = all(set(c) == names for c in conds) and all(
-        isinstance(c[k], Tensor) and c[k].shape == conds[0][k].shape and c[k].shape[:1] == x_t.shape[:1]
-        for c in conds
-        for k in names
-    )
-    if not (batched and fits and denoiser.stackable):
-        return [denoiser(x_t, t, **c) for c in conds]
-    n = len(conds)
-    times = torch.cat([t] * n) if isinstance(t, Tensor) and t.ndim and len(t) == len(x_t) else t
-    joint = {k: torch.cat([c[k] for c in conds]) for k in names}
-    answer: Tensor = denoiser(torch.cat([x_t] * n), times, **joint)
-    return list(answer.chunk(n))
