@@ -170,7 +170,8 @@ def test_guidance_of_scale_one_is_off_and_costs_one_evaluation(name):
     plain = fk.run(inner, x, plan, label=LABELS)
     assert torch.equal(off.x0, plain.x0) and off.nfe == plain.nfe == plan.nfe
     on = fk.run(guidance(name, inner, scale=2.0), x, plan, label=LABELS)
-    assert on.nfe == 2 * plan.nfe and not torch.equal(on.x0, plain.x0)
+    # a guidance may stop asking where it has nothing to add
+    assert plan.nfe < on.nfe <= 2 * plan.nfe and not torch.equal(on.x0, plain.x0)
 
 
 # --- operators -------------------------------------------------------------------------------------------------------
