@@ -1,8 +1,8 @@
 """Adaptive guidance, and its linear form, against full guidance in fewer steps.
 
 Where the belief has made up its mind about the class, conditional and null belief agree and the second evaluation says nothing:
-stopping it there must cost less accuracy than taking fewer steps. The linear form predicts the null belief of every second row of
-the first half and of the whole second half from coefficients fitted on 300 other trajectories: 25 evaluations.
+stopping it there must cost less accuracy than taking fewer steps. The linear form predicts the null belief of every second row
+of the first half and of the whole second half from coefficients fitted on 300 other trajectories: 25 evaluations.
 
 Null: the switch thrown at the first step.
 """
@@ -18,8 +18,8 @@ from fokker.keyed import noise
 from fokker.laws import GaussianMixture
 
 EXPECT = (
-    "threshold 0.99 uses <= 0.7 x the 40 evaluations of full guidance in 20 steps, and its RMS distance to the fully guided end "
-    "points is <= 0.5 x that of 13 fully guided steps; so is the linear form's, at 25 evaluations"
+    "threshold 0.99 uses <= 0.7 x the 40 evaluations of full guidance in 20 steps, and its RMS distance to the fully guided "
+    "end points is <= 0.5 x that of 13 fully guided steps; so is the linear form's, at 25 evaluations"
 )
 DIM, CLASSES, SAMPLES, SCALE, STEPS = 16, 10, 1000, 3.0, 20
 

@@ -39,7 +39,7 @@ class LinearFit:
 
 
 class LinearGuidance(CFG):
-    """CFG whose null prediction is, at the rows `fit.linear`, an affine function of the predictions so far: one evaluation there.
+    """CFG whose null prediction is an affine function of the predictions so far at the rows `fit.linear`: one evaluation there.
 
         e_null(t) ~ sum_{i >= t} b_i^c e_cond(i) + sum_{i > t} b_i^u e_null(i)
 
