@@ -17,6 +17,9 @@ from fokker.model import load
 from fokker.train import load_recipe, train
 
 
+TRANSFORMER = {"kind": "dit", "width": 32, "depth": 2, "heads": 2, "patch": 2}
+
+
 def recipe(folder: Path, **changes: Any) -> Path:
     tree: dict[str, Any] = {
         "data": {"source": "toy:digits"},
@@ -129,8 +132,13 @@ def test_overrides_reach_nested_sections_and_short_forms(tmp_path: Path) -> None
         load_recipe(path)
 
 
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    path = recipe(tmp_path, samples=128)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"sharded": True, "accumulate": 2}, {"sharded": True, "net": TRANSFORMER}],
+    ids=["copies", "slices", "slices of a transformer"],
+)
+def test_two_processes_train_as_one(tmp_path: Path, options: dict) -> None:
+    path = recipe(tmp_path, samples=128, **options)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(fokker.__file__).parents[1])}
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
     command = [sys.executable, *launch, "-m", "fokker.train", str(path), f"out={tmp_path / 'two'}"]

@@ -85,6 +85,7 @@ class Recipe:
     precision: str = "auto"
     compile: bool = False
     accumulate: int = 1
+    sharded: bool = False
     patience: int = 10
     cpu: bool = False
     store: str = "float32"
@@ -102,7 +103,8 @@ class Recipe:
 
     def trajectory(self) -> dict[str, Any]:
         """The part that determines the weights after n samples, as JSON: what a resumed run must share with its beginning."""
-        free = ["out", "checkpoint", "log", "precision", "compile", "accumulate", "patience", "cpu", "store", "resume", "card"]
+        how = ["precision", "compile", "accumulate", "sharded", "patience", "cpu"]
+        free = ["out", "checkpoint", "log", "store", "resume", "card", *how]
         tree = {k: v for k, v in dataclasses.asdict(self).items() if k not in free}
         if self.rate.kind not in ("cosine", "linear"):
             del tree["samples"]  # such a run may be made longer

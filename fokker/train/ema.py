@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fokker.errors import FokkerError, unknown
+from fokker.train.shard import exchange, fill
 
 KINDS = ("power", "halflife")
 
@@ -90,9 +91,9 @@ class EMA:
 
     def _exchange(self) -> None:
         for live, copy in zip(self._live, self._copy, strict=True):
-            live.data, copy.data = copy.data, live.data
+            exchange(live, copy)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over a saved copy; the names must be this module's."""
         for name, copy in self.copy.items():
-            copy.copy_(tensors[name])
+            fill(copy, tensors[name])

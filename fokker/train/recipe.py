@@ -15,6 +15,7 @@ from fokker.model import Model, build_net, build_process
 from fokker.process import Process
 from fokker.train.config import Pictures, Recipe, difference, load_recipe
 from fokker.train.report import say
+from fokker.train.shard import gathered
 from fokker.train.state import Checkpoints
 from fokker.train.trainer import Every, Trainer
 
@@ -62,6 +63,7 @@ def train(recipe: Recipe, callbacks: Sequence[Every] = (), quiet: bool = False) 
         precision=recipe.precision,
         compile=recipe.compile,
         accumulate=recipe.accumulate,
+        sharded=recipe.sharded,
         patience=recipe.patience,
         callbacks=every,
         header={"recipe": trajectory},
@@ -69,8 +71,11 @@ def train(recipe: Recipe, callbacks: Sequence[Every] = (), quiet: bool = False) 
         quiet=quiet,
     )
     state = trainer.run()
+    averaged = assemble(recipe, source)
     with trainer.ema.swapped():
-        averaged = model.copy().to("cpu")
+        weights = gathered(model.denoiser.state_dict(), main=True)
+    averaged.denoiser.load_state_dict(weights)
+    averaged.denoiser.eval()
     trained = {"samples": state.samples, "parameters": model.parameters, "weights": "average", "recipe": trajectory}
     averaged.card = {**recipe.card, "trained": trained}
     if trainer.accelerator.is_main_process:
@@ -181,6 +186,8 @@ def pictures(settings: Pictures, model: Model, out: Path) -> Callable[[Trainer],
         start = process.start(noise((settings.n, *model.shape), seed=0).to(device), cond.get("y"))
         with trainer.ema.swapped(), torch.no_grad():
             x = sample(model.denoiser, start, solver=settings.solver, steps=settings.steps, **cond)
+        if not trainer.accelerator.is_main_process:
+            return
         page = tile(model.decode(x))
         path = out / "pictures" / f"{trainer.state.samples:012d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

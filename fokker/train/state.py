@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fokker import store
 from fokker.errors import FokkerError
 from fokker.train.ema import EMA
+from fokker.train.shard import fill, gathered
 
 FORMAT = "fokker checkpoint 1"
 
@@ -83,7 +84,7 @@ class State:
             raise FokkerError(f"{origin} is a {header.get('format', 'file of another kind')!r}, not a {FORMAT!r}")
         store.check_fields(own, tensors, origin)
         for name, value in own.items():
-            value.copy_(tensors[name])
+            fill(value, tensors[name])
         self.samples = int(header["samples"])
 
 
@@ -99,10 +100,12 @@ class Checkpoints:
         """The finished checkpoints, oldest first."""
         return sorted(self.folder.glob("[0-9]*.safetensors"))
 
-    def save(self, state: State, header: Mapping[str, Any]) -> Path:
-        """Write the state, then remove what is older than the last `keep`."""
+    def save(self, state: State, header: Mapping[str, Any], main: bool = True) -> Path:
+        """Write the state, then remove what is older than the last `keep`; all processes call it, the main one writes."""
         path = self.folder / f"{state.samples:015d}.safetensors"
-        tensors = state.tensors()
+        tensors = gathered(state.tensors(), main)
+        if not main:
+            return path
         head = {"format": FORMAT, "samples": state.samples, "fields": len(tensors), "torch": torch.__version__}
         store.write(path, tensors, head | dict(header))
         for old in self.paths()[: -self.keep]:

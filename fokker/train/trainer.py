@@ -1,7 +1,7 @@
 """The training loop: a pure function of samples seen."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from fokker.train.feed import Feed
 from fokker.train.objective import Objective, Tensors
 from fokker.train.rate import Rate
 from fokker.train.report import Report, say
+from fokker.train.shard import shard, synchronise, whole
 from fokker.train.state import Checkpoints, State
 
 if TYPE_CHECKING:
@@ -36,8 +37,8 @@ class Optimiser:
     weight_decay: float = 0.0
     clip: float = 1.0
 
-    def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        """The fused optimiser with its state laid out, so that the first checkpoint is complete."""
+    def groups(self, module: nn.Module) -> list[dict[str, Any]]:
+        """What decays and what does not."""
         trainable = [p for p in module.parameters() if p.requires_grad]
         if not trainable:
             raise FokkerError("the denoiser has no trainable parameter; give one with a network")
@@ -45,13 +46,27 @@ class Optimiser:
             {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimiser = torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=0.0, betas=(self.beta1, self.beta2), eps=self.eps, fused=True
-        )
-        for p in trainable:
+        return [group for group in groups if group["params"]]
+
+    def build(self, module: nn.Module) -> torch.optim.Optimizer:
+        """The fused optimiser with its state laid out, so that the first checkpoint is complete."""
+        groups = self.groups(module)
+        optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(self.beta1, self.beta2), eps=self.eps, fused=True)
+        for p in (p for group in groups for p in group["params"]):
             p.grad = torch.zeros_like(p)
-        flag(optimiser, None, torch.ones((), device=trainable[0].device))
+        flag(optimiser, None, torch.ones((), device=groups[0]["params"][0].device))
         optimiser.step()  # a step that is flagged as not finite allocates and changes nothing
+        optimiser.zero_grad(set_to_none=True)
+        return optimiser
+
+    def build_sharded(self, module: nn.Module) -> torch.optim.Optimizer:
+        """The same for slices of weights, which the fused optimiser cannot be told to skip: its empty step is undone."""
+        optimiser = torch.optim.AdamW(self.groups(module), lr=0.0, betas=(self.beta1, self.beta2), eps=self.eps, foreach=True)
+        for p in (p for group in optimiser.param_groups for p in group["params"]):
+            p.grad = torch.zeros_like(p)
+        optimiser.step()
+        for slots in optimiser.state.values():
+            slots["step"].zero_()
         optimiser.zero_grad(set_to_none=True)
         return optimiser
 
@@ -90,6 +105,7 @@ class Trainer:
     only through rounding.
 
     precision  "no", "bf16" (autocast; weights stay float32) or "auto": bf16 where the accelerator supports it
+    sharded    each process keeps a slice of weights and optimiser state (FSDP) in place of a copy
     patience   updates in a row whose loss or gradient is not finite that are skipped before the run stops
     every      samples between checkpoints, of which the last `keep` stay; log_every: samples between log lines
     header     what checkpoints carry beside the state
@@ -117,6 +133,7 @@ class Trainer:
         precision: str = "no",
         compile: bool = False,
         accumulate: int = 1,
+        sharded: bool = False,
         patience: int = 10,
         callbacks: Sequence[Every] = (),
         header: Mapping[str, Any] | None = None,
@@ -139,12 +156,16 @@ class Trainer:
         self.accelerator = _accelerator(precision, cpu, self.out if tensorboard else None)
         self._tracking = tensorboard
         self.module = Step(denoiser, objective)
-        self._prepared: nn.Module = self.accelerator.prepare(self.module)
+        self.sharded = sharded and self.accelerator.num_processes > 1
+        if self.sharded:
+            self._prepared: nn.Module = shard(self.module, self.accelerator.device)
+        else:
+            self._prepared = self.accelerator.prepare(self.module)
         if compile and isinstance(denoiser, NetworkDenoiser):
             denoiser.net.compile()
         elif compile:
             raise FokkerError(f"compile=True needs a NetworkDenoiser, not {type(denoiser).__name__}; leave it out")
-        self.optimiser = self.settings.build(self.module)
+        self.optimiser = (self.settings.build_sharded if self.sharded else self.settings.build)(self.module)
         self.ema = EMA(self.module, average or Average())
         self.state = State(self.module, self.optimiser, self.ema)
         self._parameters = [p for p in self.module.parameters() if p.requires_grad]
@@ -167,20 +188,36 @@ class Trainer:
         loss = torch.zeros((), device=self.accelerator.device)
         for i, drawn in enumerate(parts):
             last = i + 1 == len(parts)
-            with nullcontext() if last else self.accelerator.no_sync(self._prepared):
+            with self._pass(last):
                 part = self._prepared(drawn).mean() / len(parts)
                 # 1, or NaN where the loss is not finite: so every process sees it in the gradient
                 part.backward(torch.ones_like(part) + 0 * part.detach())
             loss += part.detach()
         grads = [p.grad for p in self._parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
+        norm = whole(torch.nn.utils.get_total_norm(grads))
         bad = state.meter.update(loss, norm)
         scale = (norm / self.settings.clip).clamp_min(1.0) if self.settings.clip else None
-        flag(self.optimiser, scale, bad)
-        self.optimiser.step()
+        if not self.sharded:
+            flag(self.optimiser, scale, bad)
+            self.optimiser.step()
+        elif not bool(bad):
+            if scale is not None:
+                torch._foreach_mul_([g.to_local() for g in grads], 1 / scale)
+            self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         state.samples = first + self.batch
         self.ema.update(first, state.samples)
+
+    @contextmanager
+    def _pass(self, last: bool) -> Iterator[None]:
+        """Around one forward and backward pass; gradients are summed over the processes in the last one of an update."""
+        if self.sharded:
+            synchronise(self._prepared, last)
+            with self.accelerator.autocast():
+                yield
+        else:
+            with nullcontext() if last else self.accelerator.no_sync(self._prepared):
+                yield
 
     # --- the run ----------------------------------------------------------------------------------------------------
 
@@ -234,7 +271,8 @@ class Trainer:
         if save:
             self.save()
         for callback in self.callbacks:
-            if (due(callback.samples) or done) and self.accelerator.is_main_process:
+            # a sharded network runs on all processes or on none
+            if (due(callback.samples) or done) and (self.sharded or self.accelerator.is_main_process):
                 self.module.eval()
                 callback.action(self)
                 self.module.train()
@@ -254,8 +292,8 @@ class Trainer:
     def save(self) -> Path | None:
         """Write a checkpoint (by the main process), if the trainer has a folder."""
         path = None
-        if self.checkpoints and self.accelerator.is_main_process:
-            path = self.checkpoints.save(self.state, self.header)
+        if self.checkpoints and (self.sharded or self.accelerator.is_main_process):
+            path = self.checkpoints.save(self.state, self.header, self.accelerator.is_main_process)
         self.accelerator.wait_for_everyone()
         return path
 
@@ -302,7 +340,9 @@ def _accelerator(precision: str, cpu: bool, tensorboard: Path | None) -> "Accele
         project_dir=str(tensorboard) if tensorboard else None,
     )
     if found.distributed_type.value in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        raise FokkerError(f"{found.distributed_type.value} is not supported here; launch with --multi_gpu (DDP)")
+        raise FokkerError(
+            f"{found.distributed_type.value} is not supported here; launch with --multi_gpu, and say sharded: true for FSDP"
+        )
     return found
 
 
