@@ -16,7 +16,6 @@ from fokker.errors import FokkerError
 from fokker.model import load
 from fokker.train import load_recipe, train
 
-
 TRANSFORMER = {"kind": "dit", "width": 32, "depth": 2, "heads": 2, "patch": 2}
 
 
