@@ -1,7 +1,5 @@
 """Restorers that solve a small least-squares problem around each belief, without a gradient through the network."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -83,15 +81,9 @@ class DDS(Restorer):
 
     def meet(self, belief: Tensor, t: Time) -> Tensor:
         """x: the belief after the data step."""
-        misfit = self.operator.adjoint(self.measured.to(belief) - self.operator(belief))
+        misfit = self.measured.to(belief) - self.operator(belief)
         gain = self._gain(t, belief)
-
-        def normal(v: Tensor) -> Tensor:
-            seen = self.operator.adjoint(self.operator(v))
-            return seen if gain is None else v / gain + seen
-
-        # the unknown is the correction, which starts at 0 and solves the same system with the misfit on the right
-        return belief + descend(normal, misfit, self.iterations)
+        return belief + least_squares(self.operator, misfit, self.iterations, 0.0 if gain is None else 1 / gain)
 
     def _gain(self, t: Time, belief: Tensor) -> float | Tensor | None:
         """gamma, or None where only the data count."""
@@ -100,23 +92,31 @@ class DDS(Restorer):
         return None if self.noise_std == 0 else self.prior_variance(t, belief) / self.noise_std**2
 
 
-def descend(apply: Callable[[Tensor], Tensor], b: Tensor, steps: int) -> Tensor:
-    """`steps` iterations of conjugate gradients on apply(x) = b from 0, per sample (batch, ...), stopping where solved."""
+def least_squares(operator: Operator, y: Tensor, steps: int, damping: float | Tensor = 0.0) -> Tensor:
+    """`steps` iterations of conjugate gradients on (A^T A + damping) x = A^T y from 0, per sample, stopping where solved.
 
-    def dot(p: Tensor, q: Tensor) -> Tensor:
-        return (p * q).flatten(1).sum(1).reshape(-1, *[1] * (p.ndim - 1))
+    In the form that keeps the residual in the measurement's space, so that more iterations than A has rows do no harm.
+    Reference: Björck 1996, "Numerical Methods for Least Squares Problems", 7.4 (CGLS).
+    """
+
+    def square(p: Tensor) -> Tensor:
+        return p.flatten(1).square().sum(1)
 
     def ratio(p: Tensor, q: Tensor, live: Tensor) -> Tensor:
         return torch.where(live & (q > 0), p / torch.where(q > 0, q, torch.ones_like(q)), torch.zeros_like(p))
 
-    x, r = torch.zeros_like(b), b
-    p, energy = r, dot(r, r)
-    least = (torch.finfo(b.dtype).eps ** 2) * energy
+    def wide(c: Tensor, v: Tensor) -> Tensor:
+        return c.reshape(-1, *[1] * (v.ndim - 1))
+
+    r, s = y, operator.adjoint(y)
+    x, p, energy = torch.zeros_like(s), s, square(s)
+    least = torch.finfo(s.dtype).eps ** 2 * energy
+    each = damping.reshape(-1) if isinstance(damping, Tensor) else damping
     for _ in range(steps):
-        live = energy > least
-        Ap = apply(p)
-        step = ratio(energy, dot(p, Ap), live)
-        x, r = x + step * p, r - step * Ap
-        new = dot(r, r)
-        p, energy = r + ratio(new, energy, live) * p, new
+        live, Ap = energy > least, operator(p)
+        step = ratio(energy, square(Ap) + each * square(p), live)
+        x, r = x + wide(step, x) * p, r - wide(step, r) * Ap
+        s = operator.adjoint(r) - damping * x
+        new = square(s)
+        p, energy = s + wide(ratio(new, energy, live), s) * p, new
     return x

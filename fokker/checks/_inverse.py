@@ -1,0 +1,48 @@
+"""What checks of inverse problems share: held-out digits, a mixture fitted to the others as exact prior, errors in dB."""
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+import fokker as fk
+from fokker.data.toys import digits
+from fokker.keyed import noise
+from fokker.laws import GaussianMixture
+from fokker.restore import Operator, Wrapper
+
+PROCESS = fk.VP()
+
+
+@functools.cache
+def prior(rank: int = 64, components: int = 1) -> GaussianMixture:
+    """A mixture fitted to the 1,400 training digits, `components` of that rank a class, without its labels."""
+    train = digits.build(split="train")
+    law = GaussianMixture.fit(train.x.double(), components=components, rank=rank, labels=train.label)
+    return GaussianMixture.build(law.log_weights, law.means, law.form, None, law.shape)
+
+
+def held_out(n: int, seed: int) -> Tensor:
+    """n of the 397 test digits (n, 1, 8, 8) in [-1, 1], float64."""
+    return digits.build(n, seed, "test").x.double()
+
+
+def measure(operator: Operator, x: Tensor, noise_std: float, seed: int) -> Tensor:
+    """A x + noise_std n."""
+    y = operator(x)
+    return y + noise_std * noise(tuple(y.shape), seed, stream="check", index=11, dtype=y.dtype)
+
+
+def restored(wrapper: Wrapper, shape: tuple[int, ...], solver: str, steps: int, seed: int, grid: str = "uniform") -> fk.Trace:
+    """A run of the restorer from noise of `shape` (batch, ...) to x_0, its solver as on the command line."""
+    from fokker.cli import choose
+
+    plan = choose.plan(solver, wrapper.process, steps, None, grid, 0.0)
+    return fk.run(wrapper, wrapper.process.start(noise(shape, seed, dtype=torch.float64)), plan, seed=seed)
+
+
+def psnr(x: Tensor, truth: Tensor, span: float = 2.0) -> float:
+    """The mean over pictures of 10 log10(span^2 / mean squared error)."""
+    error = (x - truth).flatten(1).square().mean(1)
+    return float((20 * math.log10(span) - 10 * torch.log10(error)).mean())
