@@ -1,6 +1,6 @@
 """Time-shift sampler (Li et al. 2024, arXiv 2305.15583): the time that fits a state's variance undoes exposure bias.
 
-Laws: `laws.lowrank` at deviation 0.5, that of images in [-1, 1] (data of unit variance have the same variance at all times of VP
+Laws: `laws.lowrank` at deviation 0.5, that of images in [-1, 1] (data of unit variance have one variance at all times of VP
 and tell nothing). (a) States of d = 3072 drawn at t +- 0.05 and labelled t in 0.2 to 0.4; window 0.1. (b) DDIM with 10 steps of
 uniform time on d = 256, exact denoiser, window 0.1, cutoff 0.1: squared Frechet distance of 2,000 samples to the exact mean and
 covariance. Control: a window of 0.3 must hurt. Above t = 0.6 sigma is flat, and nothing is claimed.
