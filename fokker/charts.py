@@ -120,6 +120,11 @@ class Charted(Wrapper):
         super().__init__(inner)
         if batch < 1:
             raise FokkerError(f"batch={batch} is not accepted; give how many pieces are asked about at once")
+        if not inner.stackable:
+            raise FokkerError(
+                "charts cut the batch into pieces, but the denoiser inside holds something of the batch's own size (a "
+                "measurement, a guide, a memory); put that outside of the charts"
+            )
         self.charts, self.batch = charts, batch
 
     def x0(self, x_t: Tensor, t: Time, **cond: Cond) -> Tensor:

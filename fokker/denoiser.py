@@ -93,7 +93,9 @@ class Denoiser(nn.Module):
     def predict(self, prediction: str, x_t: Tensor, t: Time, **cond: Cond) -> Tensor:
         """eps, v, score or flow (velocity) at x_t, derived from the belief; no score where the noise is not normal."""
         if prediction == "score" and self.process.dof is not None:
-            raise FokkerError(f"the score under {self.process.name}'s heavy tails is no function of the belief; ask for x0 or flow")
+            raise FokkerError(
+                f"the score under {self.process.name}'s heavy tails is no function of the belief; ask for x0 or flow"
+            )
         plain = x_t
         if self.process.anchored:
             plain = x_t - self.process.coefficients(t, x_t)[1] * self.process.anchor(cond.get("y"))
@@ -140,6 +142,16 @@ def _bound(module: nn.Module, run: Run) -> nn.Module:
     if isinstance(module, nn.ModuleDict):
         return nn.ModuleDict({k: _bound(m, run) for k, m in module.items()})
     return module
+
+
+def followed(belief: Tensor) -> Tensor:
+    """The belief itself, about to be differentiated; raises FokkerError where what answered left no way back to x_t."""
+    if not belief.requires_grad:
+        raise FokkerError(
+            "this method differentiates the denoiser, but what is inside it has no gradient (it optimises by itself, or "
+            "remembers an answer); put that outside, or take a method without gradients"
+        )
+    return belief
 
 
 class Wrapper(Denoiser):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fokker.denoiser import Cond, Deanchored, Denoiser, Run
+from fokker.denoiser import Cond, Deanchored, Denoiser, Run, followed
 from fokker.errors import FokkerError, unknown
 from fokker.keyed import noise, sample_ids
 from fokker.process import Process
@@ -216,7 +216,7 @@ class _Flow:
             return belief.flatten(1), x.new_zeros(len(x), 0)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            belief = self.denoiser(x.reshape(self.shape), t, **self.cond).flatten(1)
+            belief = followed(self.denoiser(x.reshape(self.shape), t, **self.cond)).flatten(1)
             if probes is None:
                 size = belief.shape[1]
                 parts = [

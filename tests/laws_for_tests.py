@@ -6,6 +6,7 @@ a constructor argument without a default needs to be known: `KNOWN` says what a 
 
 import functools
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 import fokker as fk
 from fokker import catalogue
+from fokker.charts import Charts
 from fokker.denoiser import Denoiser, Wrapper
 from fokker.plan import Plan, Step
 from fokker.process import Process
@@ -22,7 +24,20 @@ from fokker.solve import Solver
 F64 = torch.float64
 SHAPE = (2, 4, 6)  # channels, height, width: nothing square
 BETAS = tuple(torch.linspace(1e-3, 0.2, 50, dtype=F64).tolist())
+
+
+class Twice(Charts):
+    """Every state in two pieces, each of them the whole."""
+
+    def gather(self, x: Tensor) -> Tensor:
+        return x.repeat_interleave(2, 0)
+
+    def scatter(self, pieces: Tensor, shape: Sequence[int]) -> Tensor:
+        return pieces.unflatten(0, (shape[0], 2)).mean(1)
+
+
 KNOWN: dict[str, Any] = {
+    "charts": Twice(),
     "betas": BETAS,
     "keep": 0.5,
     "kernel": 0.8,

@@ -46,6 +46,7 @@ class AdaptiveGuidance(CFG):
             raise FokkerError(f"threshold={threshold}, warmup={warmup} are not accepted; use (0, 1] and [0, 1]")
         self.threshold, self.similarity, self.warmup = float(threshold), similarity, float(warmup)
         self.open: Tensor | None = None
+        self.stackable = False  # who is still guided is remembered by place in the batch
 
     def reset(self, run: Run) -> None:
         self.open = None

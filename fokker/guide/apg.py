@@ -48,6 +48,7 @@ class APG(CFG):
         if norm_dims is not None and (not norm_dims or min(norm_dims) < 1):
             raise FokkerError(f"norm_dims={norm_dims} is not accepted; count the dimensions of a sample from 1")
         self.eta, self.radius, self.momentum = float(eta), float(radius), float(momentum)
+        self.stackable = self.stackable and not momentum
         self.norm_dims = None if norm_dims is None else tuple(norm_dims)
         self.past: Tensor | None = None
 

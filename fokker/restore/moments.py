@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fokker.denoiser import Cond, Denoiser
+from fokker.denoiser import Cond, Denoiser, followed
 from fokker.errors import FokkerError
 from fokker.process import Time
 from fokker.restore import Operator, conjugate_gradients
@@ -38,7 +38,7 @@ class MomentMatching(Restorer):
         outer = torch.is_grad_enabled() and x_t.requires_grad
         with torch.enable_grad():
             x = x_t if outer else x_t.detach().requires_grad_()
-            belief: Tensor = self.inner(x, t, **cond)
+            belief = followed(self.inner(x, t, **cond))
 
             # samples without signal, whose Jacobian is 0, are dealt with below
             step = sigma**2 / (torch.where(alpha > 0, alpha, 1.0) if isinstance(alpha, Tensor) else alpha)

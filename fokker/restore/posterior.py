@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fokker.denoiser import Cond, Denoiser, Wrapper
+from fokker.denoiser import Cond, Denoiser, Wrapper, followed
 from fokker.errors import FokkerError
 from fokker.process import Time
 from fokker.restore import Operator
@@ -108,6 +108,6 @@ def pull_back(
     outer = torch.is_grad_enabled() and x_t.requires_grad
     with torch.enable_grad():
         x = x_t if outer else x_t.detach().requires_grad_()
-        belief: Tensor = denoiser(x, t, **cond)
+        belief = followed(denoiser(x, t, **cond))
         (pulled,) = torch.autograd.grad(belief, x, weight(belief if outer else belief.detach()), create_graph=outer)
     return (belief, pulled) if outer else (belief.detach(), pulled)

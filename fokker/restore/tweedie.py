@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fokker.denoiser import Cond, Denoiser
+from fokker.denoiser import Cond, Denoiser, followed
 from fokker.errors import FokkerError, unknown
 from fokker.grids import Grid
 from fokker.keyed import noise
@@ -70,7 +70,7 @@ class STSL(Restorer):
         outer = torch.is_grad_enabled() and x_t.requires_grad
         with torch.enable_grad():
             x = x_t if outer else x_t.detach().requires_grad_()
-            belief: Tensor = self.inner(x, t, **cond)
+            belief = followed(self.inner(x, t, **cond))
             loss = self.lam * (self.measured.to(belief) - self.operator(belief)).square().sum()
             if self.eta:
                 e = self._probe(x_t, k)
