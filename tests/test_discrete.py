@@ -20,6 +20,8 @@ from fokker.discrete import (
     truncated_gumbel_law,
 )
 from fokker.discrete.draw import gumbel_max
+from fokker.discrete.energy import EnergyCorrected, Learned, NoiseContrast, Residual
+from fokker.discrete.model import TokenModel, load
 from fokker.discrete.net import TokenTransformer
 from fokker.discrete.objective import TimeFree, TokenBound, bits_per_token
 from fokker.errors import FokkerError
@@ -382,3 +384,87 @@ def test_training_lowers_the_bound():
         losses.append(float(loss))
     assert losses[0] == pytest.approx(math.log(K), abs=1e-5)
     assert sum(losses[-10:]) / 10 < 0.85 * losses[0]
+
+
+# --- energies --------------------------------------------------------------------------------------------------------
+
+
+def test_the_exact_energy_turns_one_step_into_the_joint():
+    process = TokenProcess(K)
+    plan = Ancestral().plan(process, fk.grids.Uniform(1))
+    energy = Residual(LAW.log_prob)
+    found = [
+        excess(drawn(process, plan, EnergyCorrected(LAW.denoiser(process), energy, k), 4000).x0) for k in (1, 4, 64)
+    ]
+    assert found[0] > 2 * found[1] > 2 * found[2] and found[2] < 1.8, found
+
+
+def test_a_corrected_belief_is_a_draw_that_keeps_what_is_known_and_acts_in_its_window():
+    process = TokenProcess(K)
+    inner = LAW.denoiser(process)
+    x = torch.tensor([[K, 2, K, K], [0, K, K, 1]])
+    corrected = EnergyCorrected(inner, Residual(LAW.log_prob), 4, window=(0.5, 1.0))
+    belief = corrected(x, 0.9)
+    assert bool((belief.max(-1).values == 1).all()) and belief[0, 1, 2] == 1 and belief[1, 3, 1] == 1
+    assert torch.equal(corrected(x, 0.3), inner(x, 0.3))
+    mixed = corrected(x, torch.tensor([0.9, 0.3]))
+    assert bool((mixed[0].max(-1).values == 1).all()) and torch.equal(mixed[1], inner(x, 0.3)[1])
+    plan = Ancestral().plan(process, fk.grids.Uniform(3))
+    whole = drawn(process, plan, corrected, 5).x0
+    start = process.start(torch.zeros(1, LENGTH))
+    assert torch.equal(fk.sample(corrected, start, plan, ids=[3]), whole[3:4])
+    with pytest.raises(FokkerError, match="at least one candidate"):
+        EnergyCorrected(inner, Residual(LAW.log_prob), 0)
+
+
+class Pairs(torch.nn.Module):
+    """An energy of neighbouring tokens: enough for a chain."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(LENGTH - 1, K, K))
+
+    def forward(self, x_t: torch.Tensor, x_0: torch.Tensor) -> torch.Tensor:
+        return sum(self.weight[i][x_0[:, i], x_0[:, i + 1]] for i in range(LENGTH - 1))
+
+
+def test_a_contrastive_energy_learns_the_residual():
+    """From all masks the residual energy of a chain is a sum over pairs: its differences are those of the exact one."""
+    process = TokenProcess(K)
+    belief = fk.as_denoiser(lambda x, t: LAW.marginals(process.evidence(torch.full_like(x, K), 0.5)), process)
+    denoiser = EnergyCorrected(belief, Learned(Pairs()))
+    optimiser, objective = torch.optim.Adam(denoiser.parameters(), lr=0.1), NoiseContrast()
+    for i in range(150):
+        x = LAW.sample(512, i)
+        drawn_now = objective.draw(denoiser, {"x": x}, Key(i, 0, 512, torch.arange(512)))
+        loss = objective.loss(denoiser, drawn_now).mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    x = LAW.sample(200, 999)
+    masked = torch.full_like(x, K)
+    with torch.no_grad():
+        learned = denoiser.energy(x, belief(masked, 1.0), masked, 1.0)
+    exact = Residual(LAW.log_prob)(x, belief(masked, 1.0), masked, 1.0)
+    assert float(torch.corrcoef(torch.stack([learned, exact]))[0, 1]) > 0.98
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_of_text_is_stored_whole(tmp_path):
+    net = TokenTransformer(3, width=16, depth=1, heads=2)
+    with torch.no_grad():
+        net.out.weight.normal_(generator=torch.Generator().manual_seed(0))
+    model = TokenModel(TokenDenoiser(net, TokenProcess(3, schedule="cosine")).eval(), ("a", "b", " "), 6, {"note": 1})
+    back = load(model.save(tmp_path / "m.safetensors"))
+    assert back.write(3, "a_b", seed=2) == model.write(3, "a_b", seed=2)
+    assert all(text[0] == "a" and text[2] == "b" and len(text) == 6 for text in back.write(3, "a_b"))
+    assert back.process.schedule == "cosine" and back.card == {"note": 1}
+    assert back.run(2, "ab").nfe == 4
+    with pytest.raises(FokkerError, match="has no 'x'"):
+        model.encode("x")
+    with pytest.raises(FokkerError, match="6 places"):
+        model.encode("aaaaaaa")
+    with pytest.raises(FokkerError, match="did you mean 'text'"):
+        load("txt")

@@ -15,6 +15,7 @@ KINDS: Mapping[str, str] = {
     "process": "a forward noising",
     "denoiser": "a denoiser, or a way to make one",
     "network": "an architecture or a layer",
+    "tokens": "diffusion of tokens: a noising, a sampler, a change of their belief",
     "grid": "the times of a run",
     "solver": "a plan or a step from noise to data",
     "tuner": "a search for the best plan, grid or start",
