@@ -1,6 +1,7 @@
 """A model: denoiser, codec and conditions in one safetensors file that says how to rebuild itself."""
 
 import copy
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -63,6 +64,13 @@ class Model:
     def parameters(self) -> int:
         """How many numbers the network has."""
         return sum(p.numel() for p in self.denoiser.parameters())
+
+    @property
+    def x_shape(self) -> tuple[int, ...]:
+        """The shape of one sample in the denoiser's space."""
+        here = next(self.denoiser.parameters()).device
+        with torch.no_grad():
+            return tuple(self.codec.encode(torch.zeros(1, *self.shape, device=here)).shape[1:])
 
     def condition(self, n: int, **given: object) -> dict[str, Tensor]:
         """Conditions in words as tensors for n samples: `condition(8, label="3")`, `condition(2, tokens="red circle")`."""
@@ -151,8 +159,17 @@ def names() -> tuple[str, ...]:
 
 
 def locate(name: str | Path) -> Path:
-    """The file of a zoo name or a path; raises FokkerError with the near match if there is none."""
+    """The file of a zoo name or a path, or the folder of a pipeline of diffusers (also hf:ORG/NAME, which is fetched).
+
+    Raises FokkerError with the near match if there is none.
+    """
+    if str(name).startswith("hf:"):
+        from fokker.adapt.folder import locate as fetch
+
+        return fetch(name)
     path = Path(name)
+    if (path / "model_index.json").is_file():
+        return path
     if path.suffix == ".safetensors" or path.exists():
         if path.is_dir():
             path = path / "model.safetensors"
@@ -163,12 +180,17 @@ def locate(name: str | Path) -> Path:
 
 
 def load(name: str | Path, device: torch.device | str = "cpu") -> Model:
-    """A model of the embedded zoo by name, or from a path (a file, or the folder of a training run).
+    """A model of the embedded zoo by name, or from a path (a file, or the folder of a training run or of diffusers).
 
     The weights are float32 and ready for evaluation. Raises FokkerError for an unknown name, an altered file, or one whose
     fields are not exactly those of the model that it describes.
     """
     path = locate(name)
+    if path.is_dir():
+        from fokker.adapt import from_diffusers
+
+        found: Model = from_diffusers(path, device=device).model
+        return found
     tensors, header = store.read(path)
     if header.get("format") != FORMAT or header.keys() != _HEADER:
         found = header.get("format", "file of another kind")
@@ -192,6 +214,20 @@ def load(name: str | Path, device: torch.device | str = "cpu") -> Model:
         module.eval()
     denoiser.eval()
     return model.to(device)
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a model's file, or of what is read of a folder of diffusers."""
+    path = Path(path)
+    files = [path] if path.is_file() else [f for f in sorted(path.rglob("*")) if f.suffix in (".json", ".safetensors", ".txt")]
+    sha = hashlib.sha256()
+    for file in files:
+        if path.is_dir():
+            sha.update(file.relative_to(path).as_posix().encode())
+        with open(file, "rb") as stream:
+            while chunk := stream.read(1 << 22):
+                sha.update(chunk)
+    return sha.hexdigest()
 
 
 def _condition(entry: Any) -> Condition:

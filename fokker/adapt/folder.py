@@ -234,7 +234,7 @@ def wanted_files(sizes: Mapping[str, int], roles: list[str], variant: str | None
     return sorted(out)
 
 
-def locate(source: str | Path, text: bool, variant: str | None) -> Path:
+def locate(source: str | Path, text: bool = True, variant: str | None = None) -> Path:
     """The folder that `source` names; hf:ORG/NAME is fetched."""
     if str(source).startswith("hf:"):
         return download(str(source)[3:], text, variant)

@@ -229,6 +229,8 @@ def _parts_of(pipeline: Any) -> Parts:
             raise FokkerError(f"this pipeline has a {role} ({type(module).__name__}), which is not supported")
         modules[role] = module
     settings = {k: v for k, v in pipeline.config.items() if not isinstance(v, tuple | list)}
+    labels = getattr(pipeline, "labels", None) or {}  # where a class has several names, the first
+    settings |= {"id2label": {v: k for k, v in reversed(labels.items())}} if labels else {}
     return Parts(type(pipeline).__name__, modules, pipeline.scheduler, settings)
 
 
@@ -293,8 +295,10 @@ def _model(
     conditions: dict[str, Condition] = {}
     if "label" in net.conditions:
         conditions["label"] = Condition((), True, _classes(net, parts.settings))
+    if "guidance" in net.conditions:
+        conditions["guidance"] = Condition((), False)
     if conditioner is not None:
-        conditions["prompt"] = Condition((), False)
+        conditions["prompt"] = Condition((), True)  # a category without names: any words
     card = {"origin": origin, "pipeline": parts.name, "scheduler": type(denoiser.schedule.scheduler).__name__}
     return PretrainedModel(denoiser, shape, (-1.0, 1.0), conditions, codec, card, conditioner, latent)
 

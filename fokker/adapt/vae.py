@@ -30,7 +30,7 @@ class DiffusersVAE(Codec):
             if name not in KINDS:
                 raise unknown("autoencoder", name, KINDS)
             made = getattr(diffusers, name).from_config({k: v for k, v in vae.items() if k != "_class_name"})
-        if not isinstance(made, tuple(getattr(diffusers, k) for k in KINDS)):
+        if not any(isinstance(made, getattr(diffusers, k)) for k in KINDS):
             raise unknown("autoencoder", type(made).__name__, KINDS)
         c: Any = made.config
         self.vae: Any = made.float() if c.get("force_upcast") and made.dtype == torch.float16 else made

@@ -1,7 +1,6 @@
 """A sampling job: everything that determines its samples, as plain data that a file can carry and a rerun can read."""
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,7 +134,7 @@ def run(job: Job, show: Callable[[int, int], None] = lambda done, total: None) -
 
     found = team.map(parts, survived)
     x0 = torch.cat(found) if found is not None else torch.empty(0)
-    return Done(x0, model, hashlib.sha256(path.read_bytes()).hexdigest(), nfe, team.main)
+    return Done(x0, model, models.digest(path), nfe, team.main)
 
 
 def _conditions(model: "Model", job: Job) -> dict[str, "Tensor"]:
@@ -145,7 +144,7 @@ def _conditions(model: "Model", job: Job) -> dict[str, "Tensor"]:
     words = {name for name, c in model.conditions.items() if len(c.shape) == 1 and PAD in c.names}
     out: dict[str, Tensor] = {}
     for name, text in job.conditions.items():
-        known = next(iter(words), "") if name == "prompt" else name
+        known = next(iter(words), "") if name == "prompt" and name not in model.conditions else name
         if not known:
             accepted = ", ".join(model.conditions) or "none"
             raise FokkerError(f"model {job.model!r} takes no --prompt; the conditions that it takes: {accepted}")
@@ -156,8 +155,8 @@ def _conditions(model: "Model", job: Job) -> dict[str, "Tensor"]:
             values = [_number(name, value, c.shape) for value in texts]
         elif c is not None and c.shape and known not in words:
             values = [[c.names.index(v) if v in c.names else _number(name, v, ()) for v in t.split(",")] for t in texts]
-        rows = model.condition(len(values), **{known: values})[known]
-        out[known] = rows[[i % len(values) for i in range(job.n)]]
+        rows = [i % len(values) for i in range(job.n)]
+        out |= {key: made[rows] for key, made in model.condition(len(values), **{known: values}).items()}
     return out
 
 
@@ -185,10 +184,7 @@ def device_of(name: str) -> str:
 
 def shape_of(model: "Model") -> tuple[int, ...]:
     """The shape of one sample in the denoiser's space."""
-    import torch
-
-    here = next(model.denoiser.parameters()).device
-    return tuple(model.codec.encode(torch.zeros(1, *model.shape, device=here)).shape[1:])
+    return model.x_shape
 
 
 def check_writable(*paths: Path | None) -> None:
