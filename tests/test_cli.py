@@ -48,6 +48,7 @@ RIGHT: dict[tuple[str, ...], list[str]] = {
     ("rerun",): ["{sample}.png"],
     ("train",): ["{recipe}.yaml"],
     ("plan",): ["ddim", "--steps", "2"],
+    ("likelihood",): ["--law", "ring", "-n", "3"],
     ("demo",): ["--quick", "--out", "demo"],
     ("arena", "solvers"): ["--law", "ring", "--nfe", "4", "--solver", "ddim", "--grid", "uniform", "-n", "16"],
     ("tune",): ["--law", "ring", "--nfe", "2", "-n", "16", "--steps", "1", "--out", "tuned.json"],

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from fokker.cli import arena, catalogue, data, demo, plan, sample, train, tune
+from fokker.cli import arena, catalogue, data, demo, likelihood, plan, sample, train, tune
 
 app = typer.Typer(
     name="fokker",
@@ -35,5 +35,5 @@ def options(
     """Diffusion models on one algebra: sample, train, restore, edit, measure, cite."""
 
 
-for group in (demo, sample, train, plan, tune, arena, data, catalogue):
+for group in (demo, sample, train, plan, tune, arena, data, catalogue, likelihood):
     group.add(app)

@@ -196,11 +196,6 @@ class Law(ABC):
         alpha, beta, sigma = process.coefficients(t, x.to(torch.float64) if isinstance(t, Tensor) else x)
         if process.anchored:
             x = x - beta * process.anchor(y).to(x)
-        if not isinstance(alpha, Tensor):
-            # no signal: the belief is the prior's mean, at a bridge's pinned end too
-            sigma = 1.0 if alpha == 0 else sigma
-        else:
-            sigma = torch.where(alpha == 0, torch.ones_like(sigma), sigma)
         return x, Level(self._per_state(alpha, x), self._per_state(sigma, x), process.dof)
 
     def _per_state(self, c: float | Tensor, x: Tensor) -> float | Tensor:
