@@ -32,6 +32,7 @@ BUDGETS = (5, 6, 8, 10, 15, 20, 30, 50)
 class Row:
     """One solver on one grid at one budget of evaluations, of which it used `nfe`.
 
+    also      other grids that lay out the same plan here, as quadratic and vp-time do on VP
     rms       root mean square over samples of the end point's distance to the truth, relative to the truth's own size;
               rms_error is its standard error (nothing for stochastic solvers, which follow no flow)
     median    the median over samples of that distance, with its 90 % interval [median_low, median_high]
@@ -47,6 +48,7 @@ class Row:
     floor: float
     seconds: float
     rerun: str
+    also: tuple[str, ...] = ()
     rms: float | None = None
     rms_error: float | None = None
     median: float | None = None
@@ -75,15 +77,16 @@ class Arena:
         lines = [
             f"{self.subject} on {self.process}: {self.n} samples, seed {self.seed}; errors relative to the exact end points"
             + (f", resolved to {self.resolution:.1e}" if self.resolution else ""),
-            f"{'budget':>6}{'nfe':>5}  {'solver':<16}{'grid':<11}{'rms':>18}{'median':>10}  "
+            f"{'budget':>6}{'nfe':>5}  {'solver':<16}{'grid':<20}{'rms':>18}{'median':>10}  "
             f"{'distance':>17}  {'floor':>7}{'ms':>7}",
         ]
         for budget in sorted({r.budget for r in self.rows}):
             for r in self.best(budget)[:top]:
                 assert r.rms is not None and r.rms_error is not None and r.median is not None
                 below = "<" if r.rms < self.resolution else " "
+                named = ", ".join([r.grid, *r.also])
                 lines.append(
-                    f"{r.budget:>6}{r.nfe:>5g}  {r.solver:<16}{r.grid:<11}{below}{r.rms:>8.2e} +- {r.rms_error:.0e}"
+                    f"{r.budget:>6}{r.nfe:>5g}  {r.solver:<16}{named:<20}{below}{r.rms:>8.2e} +- {r.rms_error:.0e}"
                     f"{r.median:>10.1e}  {r.distance:>8.4f} +- {r.distance_error:.3f}  {r.floor:>7.4f}{1e3 * r.seconds:>7.0f}"
                 )
         if self.refused:
@@ -135,13 +138,13 @@ def solvers(
         raise FokkerError("the arena compares solvers on plain processes; an anchored one has the same coefficients")
     x1, truth, resolution = reference(denoiser, shape, n, seed, end, **cond)
     _, other, _ = reference(denoiser, shape, n, seed + 1, end, **cond)
-    jobs = list(combinations(process, list(nfe), names, grid_names, end))
+    jobs = merged(combinations(process, list(nfe), names, grid_names, end))
     rows: list[Row] = []
     refused: list[str] = []
     scale = float(truth.square().mean().sqrt())
     distance = SlicedWasserstein(projections=64)
     floor = distance(truth, other).value
-    for k, (name, grid_name, budget, plan) in enumerate(jobs):
+    for k, (name, (grid_name, *also), budget, plan) in enumerate(jobs):
         if progress is not None:
             progress(k, len(jobs))
         if isinstance(plan, str):
@@ -155,7 +158,8 @@ def solvers(
         where = f" --end {end:g}" if end is not None else ""
         # a model has its own process
         on = f" --process {spelled(process)}" if isinstance(denoiser, LawDenoiser) else ""
-        rerun = f"fokker arena solvers {subject}{on} --nfe {budget} --solver {name} --grid {grid_name}"
+        laid = " ".join(f"--grid {g}" for g in (grid_name, *also))
+        rerun = f"fokker arena solvers {subject}{on} --nfe {budget} --solver {name} {laid}"
         value = distance(trace.x0, other)
         rows.append(
             Row(
@@ -168,6 +172,7 @@ def solvers(
                 distance_error=value.error or 0.0,
                 floor=floor,
                 seconds=trace.seconds,
+                also=tuple(also),
                 rerun=f"{rerun} -n {n} --seed {seed}{where}",
             )
         )
@@ -201,7 +206,7 @@ def reference(
 def combinations(
     process: Process, budgets: Sequence[int], names: Sequence[str] | None, grid_names: Sequence[str] | None, end: float | None
 ) -> Iterable[tuple[str, str, int, Plan | str]]:
-    """(solver, grid, budget, plan or the reason why there is none); each distinct solver once, each distinct plan once."""
+    """(solver, grid, budget, plan or the reason why there is none); each distinct solver once."""
     known: list[Solver] = []
     for name in names or solve.names():
         solver = solve.get(name)
@@ -213,6 +218,30 @@ def combinations(
             kind = grids.get(grid_name)
             for budget in sorted(budgets):
                 yield name, grid_name, budget, _plan(solver, process, kind, budget, end)
+
+
+def merged(
+    jobs: Iterable[tuple[str, str, int, Plan | str]],
+) -> list[tuple[str, tuple[str, ...], int, Plan | str]]:
+    """The same with one entry for each distinct plan of a solver and budget, which names all grids that lay it out."""
+    groups: dict[tuple[str, int], list[tuple[list[str], Plan | str]]] = {}
+    for name, grid_name, budget, plan in jobs:
+        group = groups.setdefault((name, budget), [])
+        known = next((grid_names for grid_names, other in group if _same(plan, other)), None)
+        if known is None:
+            group.append(([grid_name], plan))
+        else:
+            known.append(grid_name)
+    return [(name, tuple(g), budget, plan) for (name, budget), group in groups.items() for g, plan in group]
+
+
+def _same(a: Plan | str, b: Plan | str) -> bool:
+    """Whether two plans of one solver ask at the same times, to the rounding of the grids."""
+    if isinstance(a, str) or isinstance(b, str) or len(a.times) != len(b.times) or len(a.rows) != len(b.rows):
+        return False
+    ends = (0.0 if p.end is None else p.end for p in (a, b))
+    pairs = zip([*a.times, next(ends)], [*b.times, next(ends)], strict=True)
+    return all(abs(float(t) - float(s)) <= 1e-9 * max(float(t), float(s)) for t, s in pairs)
 
 
 def _plan(solver: Solver, process: Process, kind: type[Grid], budget: int, end: float | None) -> Plan | str:

@@ -45,6 +45,17 @@ def test_budgets_are_kept_and_errors_fall() -> None:
     assert errors == sorted(errors, reverse=True) and errors[-1] < 0.1
 
 
+def test_grids_that_lay_out_the_same_plan_share_a_row() -> None:
+    found = small(grid_names=["logsnr", "quadratic", "vp-time"])
+    assert {(r.grid, r.also) for r in found.rows} == {("logsnr", ()), ("quadratic", ("vp-time",))}
+    assert all(r.rerun.count("--grid") == 1 + len(r.also) for r in found.rows)
+    assert "quadratic, vp-time" in found.table()
+    law = fk.laws.lowrank(dim=6, components=3, rank=2)
+    grids = ["quadratic", "vp-time"]
+    edm = arena.solvers(law.denoiser(fk.EDM()), law.shape, nfe=(8,), n=8, names=["ddim"], grid_names=grids)
+    assert [(r.grid, r.also) for r in edm.rows] == [("quadratic", ()), ("vp-time", ())]
+
+
 def test_a_sampler_that_draws_noise_has_no_flow_to_meet() -> None:
     rows = [r for r in small(grid_names=["logsnr"]).rows if r.solver == "ddpm"]
     assert rows and all(r.rms is None and r.median is None and r.distance > 0 for r in rows)
