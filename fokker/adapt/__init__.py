@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any
 
 _WHERE = {
+    "PlanScheduler": "scheduler",
     "Pretrained": "pretrained",
     "PretrainedModel": "pretrained",
     "from_diffusers": "pretrained",
