@@ -165,11 +165,35 @@ def commands() -> str:
     return "\n".join(walk(typer.main.get_command(app), "fokker"))
 
 
+def scaling() -> str:
+    """Seconds by number of processes, as last measured and kept, and the model's for more."""
+    kept = json.loads((Path(__file__).parent.parent / "bench" / "results" / "scaling.json").read_text())
+    rows = [
+        (n, made["seconds"], kept["training"][n]["seconds an update"], kept["training"][n]["loss"])
+        for n, made in kept["sampling"].items()
+    ]
+    head = ("processes", "1,024 digits, seconds with start-up", "training, seconds an update", "loss after 100 updates")
+    name = next(key for key in kept if key.startswith("model"))
+    modelled = [(row["machine"], row["seconds"], row["efficiency"]) for row in kept[name]]
+    return "\n".join(
+        [
+            f"Measured on {kept['hardware']}, one thread a process, {kept['date']}, commit {kept['commit']}:",
+            "",
+            table(head, rows),
+            "",
+            f"A {name}:",
+            "",
+            table(("machines", "seconds an update", "efficiency"), modelled),
+        ]
+    )
+
+
 TABLES: dict[str, Callable[[], str]] = {
     **{kind: methods(kind) for kind in catalogue.KINDS},
     "solvers": solvers,
     "solver-facts": solver_facts,
     "overhead": overhead,
+    "scaling": scaling,
     "results": results,
     "counts": counts,
     "commands": commands,
