@@ -76,3 +76,22 @@ def summed(process: Process, x_t: Tensor, t: Time, weights: Sequence[Weight], fo
         raise FokkerError("a composition whose weights do not sum to 1 has no belief where alpha is 0; use start below 1")
     belief: Tensor = total + rest * x_t / alpha
     return belief
+
+
+def chosen(denoiser: Denoiser, value: Any, n: int, device: torch.device) -> dict[str, Cond]:
+    """Conditions for n samples from a mapping, or from the value of the one discrete condition (`label` if there is one).
+
+    Raises FokkerError where it is not clear which condition a value is of.
+    """
+    if isinstance(value, dict):
+        return {k: _rows(v, n, device) for k, v in value.items()}
+    names = [name for name in denoiser.conditions or () if name != "y"]
+    name = "label" if "label" in names else names[0] if len(names) == 1 else None
+    if name is None or isinstance(value, bool) or not isinstance(value, int):
+        raise FokkerError(f"the condition {value!r} is not understood; give a mapping such as {{'label': 3}}, or a class")
+    return {name: torch.full((n,), value, dtype=torch.int64, device=device)}
+
+
+def _rows(v: Cond, n: int, device: torch.device) -> Cond:
+    """A condition for all samples: plain integers become one row each."""
+    return torch.full((n,), v, dtype=torch.int64, device=device) if isinstance(v, int) else v
