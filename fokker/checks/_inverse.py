@@ -10,7 +10,7 @@ import fokker as fk
 from fokker.data.toys import digits
 from fokker.keyed import noise
 from fokker.laws import GaussianMixture
-from fokker.restore import Operator, Wrapper
+from fokker.restore import Wrapper
 
 PROCESS = fk.VP()
 
@@ -26,12 +26,6 @@ def prior(rank: int = 64, components: int = 1) -> GaussianMixture:
 def held_out(n: int, seed: int) -> Tensor:
     """n of the 397 test digits (n, 1, 8, 8) in [-1, 1], float64."""
     return digits.build(n, seed, "test").x.double()
-
-
-def measure(operator: Operator, x: Tensor, noise_std: float, seed: int) -> Tensor:
-    """A x + noise_std n."""
-    y = operator(x)
-    return y + noise_std * noise(tuple(y.shape), seed, stream="check", index=11, dtype=y.dtype)
 
 
 def restored(wrapper: Wrapper, shape: tuple[int, ...], solver: str, steps: int, seed: int, grid: str = "uniform") -> fk.Trace:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import fokker as fk
 from fokker.checks import Criterion, Outcome
-from fokker.checks._inverse import PROCESS, held_out, measure, prior, psnr, restored
+from fokker.checks._inverse import PROCESS, held_out, prior, psnr, restored
 from fokker.keyed import uniform
 from fokker.process import Time
 from fokker.restore.dps import DPS
@@ -58,7 +58,7 @@ def timed(run: Callable[[], fk.Trace]) -> tuple[fk.Trace, float]:
 
 def check(seed: int, null: bool = False) -> Outcome:
     denoiser, A, x = prior().denoiser(PROCESS), cosines(seed), held_out(N, seed)
-    y = measure(A, x, NOISE, seed)
+    y = A.measure(x, NOISE, seed)
     method = Off if null else DDS
     ours, ours_s = timed(lambda: restored(method(denoiser, A, y, NOISE), x.shape, DDS.solver, STEPS, seed))
     single = restored(method(denoiser, A, y, NOISE, iterations=1), x.shape, DDS.solver, STEPS, seed)

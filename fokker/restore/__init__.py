@@ -5,6 +5,7 @@ An `Operator` maps x (batch, ...) to y (batch, ...), per sample and linearly unl
     A(x), A.adjoint(y)      the measurement and its transpose
     A.pinv(y)               the Moore-Penrose inverse
     A.solve(v, a, b)        (a A A^T + b I)^{-1} v, what Gaussian posteriors need
+    A.measure(x, noise_std, seed), A.seen(v)    a noisy measurement; v without entries that measure nothing
     A.consistent(x, y)      the nearest x that agrees with y
     A.pull(x, v)            the gradient of <A(x), v>: the adjoint, and all that one with `linear = False` has of it
 
@@ -16,6 +17,7 @@ x_t, measurement]. It knows no solver; y, and noise levels, are in the range of 
 samples: its leading dimension is the batch's, and nothing is summed over the batch.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -41,6 +43,19 @@ class Operator:
     def adjoint(self, y: Tensor) -> Tensor:
         """A^T y."""
         raise FokkerError(f"{type(self).__name__} does not define adjoint(y); a linear operator must")
+
+    def seen(self, v: Tensor) -> Tensor:
+        """v in the measurement's space without the entries that measure nothing (a mask's unknown ones): there y is 0."""
+        return v
+
+    def measure(
+        self, x: Tensor, noise_std: float = 0.0, seed: int = 0, ids: Sequence[int] | Tensor | None = None
+    ) -> Tensor:
+        """A x + noise_std n with n unit normal where something is measured, keyed by (seed, id)."""
+        y = self.forward(x)
+        if noise_std == 0:
+            return y
+        return y + noise_std * self.seen(noise(tuple(y.shape), seed, ids, "measure", 99, y.dtype, y.device))
 
     def pull(self, x: Tensor, v: Tensor) -> Tensor:
         """The gradient of <A x, v> in x: A^T v, or the Jacobian's transpose at x for one that is not `linear`."""

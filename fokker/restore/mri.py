@@ -71,6 +71,9 @@ class MRI(Operator):
         x = (maps.conj() * torch.fft.ifft2(k, norm="ortho")).sum(1)
         return torch.stack([x.real, x.imag], 1).to(y.dtype)
 
+    def seen(self, v: Tensor) -> Tensor:
+        return self.mask.to(v) * v
+
     def solve(self, v: Tensor, a: float | Tensor = 1.0, b: float | Tensor = 0.0) -> Tensor:
         return conjugate_gradients(lambda u: a * self.forward(self.adjoint(u)) + b * u, v, self.steps)
 

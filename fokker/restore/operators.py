@@ -37,6 +37,9 @@ class Mask(Operator):
     def adjoint(self, y: Tensor) -> Tensor:
         return self.mask.to(y) * y
 
+    def seen(self, v: Tensor) -> Tensor:
+        return self.mask.to(v) * v
+
     def pinv(self, y: Tensor) -> Tensor:
         return self.mask.to(y) * y
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from fokker.errors import FokkerError
 from fokker.restore import Operator, conjugate_gradients
 
+_ROUNDING = 1e-9
+
 
 class ParallelBeam(Operator):
     """y[a, d] = the integral of the picture along the ray (angle a, detector d), over max(height, width), per channel.
@@ -51,11 +53,12 @@ class ParallelBeam(Operator):
         pixel = torch.arange(h * w).expand(len(self.angles), -1)
         rays, pixels, lengths = [], [], []
         for k in (0, 1):  # a footprint is at most sqrt(2) wide
-            d = torch.ceil(at - half) + k
-            # where rays run along a side of the grid the trapezoid is a box, half open so that no pixel counts twice
-            slope = (half - (d - at).abs()).clamp(min=0) / flat.clamp(min=1e-12)
-            length = tall * slope.clamp(max=1) if k == 0 else tall * torch.where(d < at + half, slope.clamp(max=1), 0.0)
-            keep = length > 1e-12
+            d = torch.ceil(at - half - _ROUNDING) + k
+            inside = half - (d - at).abs()
+            # where rays run along a side of the grid the trapezoid is a box, whose edge belongs to two pixels by halves
+            share = torch.where(flat < _ROUNDING, 0.5 + inside / (2 * _ROUNDING), inside / flat.clamp(min=_ROUNDING))
+            length = tall * share.clamp(0, 1)
+            keep = length > _ROUNDING
             rays.append((d.long() + self.detectors * torch.arange(len(self.angles))[:, None])[keep])
             pixels.append(pixel[keep])
             lengths.append(length[keep])

@@ -34,7 +34,7 @@ class REDDiff(Restorer):
     run that ends at x_0 (`end=0`) returns mu. Since w_t (eps_hat - eps) = lam f(rho) / rho (mu - D(x_t)) with
     rho = sigma / alpha, nothing blows up without signal, and nothing is differentiated through the network.
 
-    lam      the weight of the prior; data and prior are means over their own elements, so it depends on dim y / dim x
+    lam      the weight of the prior; data and prior are means over what was measured and over x, so it depends on both dims
     weight   w_t = lam f(rho): "snr" (the paper's) f = rho, "constant" 1, "sqrt" sqrt(rho), "log" log(1 + rho), "clip"
     min(rho, 1) lr, betas  Adam's; v the weight of the data; times "plan", or "random": uniform in t, whatever the plan says
     start    where mu begins, instead of A^+ y
@@ -95,7 +95,8 @@ class REDDiff(Restorer):
         with torch.no_grad():
             belief: Tensor = self.inner(alpha * mu + sigma * eps, t, **cond)
         misfit = self.operator(mu) - self.measured.to(mu)
-        data = self.operator.pull(mu, misfit) * (self.v / misfit[0].numel())
+        measured = float(self.operator.seen(torch.ones_like(misfit[:1])).sum())
+        data = self.operator.pull(mu, misfit) * (self.v / measured)
         return data + self._strength(alpha, sigma) * (mu - belief) * (self.lam / mu[0].numel())
 
     def _strength(self, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:

@@ -35,6 +35,9 @@ class Cropped(Operator):
     def forward(self, x: Tensor) -> Tensor:
         return self.inner.forward(self.cut(x))
 
+    def seen(self, v: Tensor) -> Tensor:
+        return self.inner.seen(v)
+
     def adjoint(self, y: Tensor) -> Tensor:
         return self.paste(self.inner.adjoint(y))
 
@@ -63,6 +66,9 @@ class Decoded(Operator):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inner.forward(self.codec.decode(x))
+
+    def seen(self, v: Tensor) -> Tensor:
+        return self.inner.seen(v)
 
     def adjoint(self, y: Tensor) -> Tensor:
         raise FokkerError("a measurement behind a decoder has no adjoint; use DPS, REDDiff or STSL")
