@@ -1,7 +1,7 @@
 """A sampling job: everything that determines its samples, as plain data that a file can carry and a rerun can read."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +83,7 @@ def run(job: Job, show: Callable[[int, int], None] = lambda done, total: None) -
     """Run a job; `show` is told after each evaluation how many of all were made."""
     import torch
 
-    from fokker import batches, guide
+    from fokker import batches
     from fokker import model as models
     from fokker import run as run_plan
     from fokker.ranks import ranks
@@ -96,14 +96,9 @@ def run(job: Job, show: Callable[[int, int], None] = lambda done, total: None) -
         raise FokkerError(
             f"{job.model!r} restores an observation and does not sample from nothing; see `fokker restore`"
         )
-    for text in job.guidance:
-        named = spec.method(text)
-        with choose.own_code(named.name):
-            denoiser = choose.build("guidance", named, denoiser)
-        if not isinstance(denoiser, guide.Wrapper):
-            raise FokkerError(f"{text!r} is a {type(denoiser).__name__}, not a wrapper around a denoiser")
+    denoiser = guided(denoiser, job.guidance)
     plan = job.laid(denoiser)
-    cond = _conditions(model, job)
+    cond = conditions_of(model, job)
     shape = shape_of(model)
     one, eps = {k: value[:1] for k, value in cond.items()}, denoiser.process.sample_noise((1, *shape), device=device)
     most = batches.size(denoiser, lambda: denoiser(denoiser.process.start(eps), 1.0, **one), device=device)
@@ -137,7 +132,20 @@ def run(job: Job, show: Callable[[int, int], None] = lambda done, total: None) -
     return Done(x0, model, models.digest(path), nfe, team.main)
 
 
-def _conditions(model: "Model", job: Job) -> dict[str, "Tensor"]:
+def guided(denoiser: "Denoiser", wrappers: Sequence[str]) -> "Denoiser":
+    """The denoiser in wrappers as `cfg:3`, the first one innermost."""
+    from fokker import guide
+
+    for text in wrappers:
+        named = spec.method(text)
+        with choose.own_code(named.name):
+            denoiser = choose.build("guidance", named, denoiser)
+        if not isinstance(denoiser, guide.Wrapper):
+            raise FokkerError(f"{text!r} is a {type(denoiser).__name__}, not a wrapper around a denoiser")
+    return denoiser
+
+
+def conditions_of(model: "Model", job: Job) -> dict[str, "Tensor"]:
     """The job's conditions as tensors of n rows; `prompt` stands for the model's condition that is made of words."""
     from fokker.data.words import PAD
 

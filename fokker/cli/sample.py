@@ -64,7 +64,7 @@ def sample(
         end=end,
         plan=None if plan is None else choose.stored_plan(plan).json(),
         guidance=tuple(guidance or ()),
-        conditions=_conditions(label, prompt, cond or []),
+        conditions=conditions(label, prompt, cond or []),
         batch=batch,
         device=job.device_of(device),
     )
@@ -78,7 +78,7 @@ def sample(
         )
 
 
-def _conditions(label: str | None, prompt: str | None, cond: list[str]) -> dict[str, Any]:
+def conditions(label: str | None, prompt: str | None, cond: list[str]) -> dict[str, Any]:
     """What is asked for, in words."""
     given: dict[str, Any] = {}
     if label is not None:

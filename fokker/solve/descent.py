@@ -25,25 +25,39 @@ WORST = 1e6  # the squared error that stands for a run that left the finite numb
 class Pool:
     """Starts (n, ...), their true end points, and conditions: what errors are measured on.
 
-    `scale` is the sum of squares of an end point, on average.
+    `weight` (n,), where given, says for how many noises each of these stands; `scale` is the sum of squares of an end point,
+    on average.
     """
 
     denoiser: Denoiser
     start: Tensor
     truth: Tensor
     cond: dict[str, Any] = field(default_factory=dict)
+    weight: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self.scale = float(self.truth.flatten(1).square().sum(1).mean())
+        self.scale = float(self.mean(self.truth.flatten(1).square().sum(1)))
+
+    def mean(self, v: Tensor) -> Tensor:
+        """The mean of v (n,) over the noises that the samples stand for."""
+        return v.mean() if self.weight is None else (self.weight * v).sum() / self.weight.sum()
 
     def __len__(self) -> int:
         return len(self.start)
 
     def part(self, rows: Tensor | slice) -> "Pool":
         """Some of the samples, with errors relative to the same scale."""
-        out = Pool(self.denoiser, self.start[rows], self.truth[rows], {k: v[rows] for k, v in self.cond.items()})
+        cond = {k: v[rows] if isinstance(v, Tensor) else v for k, v in self.cond.items()}
+        out = Pool(self.denoiser, self.start[rows], self.truth[rows], cond, None if self.weight is None else self.weight[rows])
         out.scale = self.scale
         return out
+
+    def joined(self, other: "Pool") -> "Pool":
+        """These samples and others, for all the noises that they stand for together."""
+        cond = {k: torch.cat([v, other.cond[k]]) if isinstance(v, Tensor) else v for k, v in self.cond.items()}
+        weights = [torch.ones(len(p), dtype=torch.float64) if p.weight is None else p.weight for p in (self, other)]
+        start, truth = (torch.cat(pair) for pair in ((self.start, other.start), (self.truth, other.truth)))
+        return Pool(self.denoiser, start, truth, cond, torch.cat(weights))
 
     def end(self, plan: Plan) -> Tensor:
         """The end points of a plan, finite or not."""
@@ -57,7 +71,7 @@ class Pool:
 
     def rms(self, plan: Plan) -> float:
         """The relative root mean square of the errors."""
-        return float(self.errors(plan).mean().sqrt())
+        return float(self.mean(self.errors(plan)).sqrt())
 
 
 CHUNK = 1024
@@ -70,34 +84,32 @@ def descend(
 
     `power` p grows from the first to the second number, from the typical error, which is smooth, to the mean square, which
     the few samples dominate that end in another mode. Derivatives are taken on `batch` samples, drawn more often where the
-    error is large; a step is chosen among several dampings, and taken, by what it does to the whole pool.
+    error is large, and a step is chosen among several dampings on twice as many, drawn likewise; it is taken if it brings
+    the whole pool down.
     """
     draw = torch.Generator().manual_seed(seed)
     damping = 1e-2
     moves = Moves.of(table)
+    error = pool.errors(table.plan())
+    whole = torch.ones(len(pool), dtype=torch.float64) if pool.weight is None else pool.weight
     for k in range(steps):
         p = power[0] + (power[1] - power[0]) * k / max(1, steps - 1)
-        error = pool.errors(table.plan())
-        value = _value(error, p)
-        # half of the batch by chance, half where the errors are
-        chance = 0.5 / len(pool) + 0.5 * error.sqrt() / error.sqrt().sum().clamp_min(1e-30)
-        if batch < len(pool):
-            rows = torch.multinomial(chance, batch, replacement=False, generator=draw)
-            weight = 1 / chance[rows]
-        else:
-            rows, weight = torch.arange(len(pool)), torch.ones(len(pool), dtype=torch.float64)
-        normal, slope = _equations(table, moves, pool.part(rows), weight, p)
+        rows, weight = _drawn(error, whole, 2 * batch, draw)
+        few = torch.randperm(len(rows), generator=draw)[:batch]
+        normal, slope = _equations(table, moves, pool.part(rows[few]), weight[few], p)
         if not bool(torch.isfinite(normal).all() and torch.isfinite(slope).all()):
             return
+        judges = pool.part(rows)
         found: tuple[float, float, Table] | None = None
         for d in (30 * damping, 3 * damping, 0.3 * damping, 0.03 * damping):
             trial = moves.apply(table, _solve(normal, slope, d))
-            new = _value(pool.errors(trial.plan()), p)
+            new = _value(judges.errors(trial.plan()), p, weight)
             if found is None or new < found[0]:
                 found = (new, d, trial)
         assert found is not None
-        if found[0] < value:
-            damping, table = min(max(found[1], 1e-7), 1e3), found[2]
+        reached = pool.errors(found[2].plan())
+        if _value(reached, p, whole) < _value(error, p, whole):
+            damping, table, error = min(max(found[1], 1e-7), 1e3), found[2], reached
         elif damping > 1e4:
             return
         else:
@@ -105,8 +117,24 @@ def descend(
         yield table
 
 
-def _value(error: Tensor, p: float) -> float:
-    return float(((error + TINY) ** (p / 2)).sum())
+def _drawn(error: Tensor, weight: Tensor, many: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Rows of a pool, half of them by their weight and half where the errors are, and the weights that they then stand for."""
+    if many >= len(error):
+        return torch.arange(len(error)), weight
+    by_error = weight * error.sqrt()
+    chance = 0.5 * weight / weight.sum() + 0.5 * by_error / by_error.sum().clamp_min(1e-30)
+    rows = torch.multinomial(chance, many, replacement=False, generator=draw)
+    return rows, weight[rows] / chance[rows]
+
+
+def cost(nfe: int, pool: int, batch: int) -> int:
+    """Evaluations of one sample that a step of the descent takes, about."""
+    places = sum((k + 1) * (nfe - k) for k in range(nfe)) + nfe * (nfe + 1) // 2
+    return places * min(batch, pool) + nfe * (pool + 4 * min(2 * batch, pool))
+
+
+def _value(error: Tensor, p: float, weight: Tensor) -> float:
+    return float((weight * (error + TINY) ** (p / 2)).sum())
 
 
 def _solve(normal: Tensor, slope: Tensor, damping: float) -> Tensor:

@@ -1,8 +1,9 @@
 """The best plan for one model and one budget.
 
-The best fixed solvers are laid out, from t = 1 and from later starts, and from there each table follows the least-squares
-descent of `fokker.solve.descent` towards the model's own flow. What was found competes with every fixed solver on noises that
-the search never saw.
+Every fixed solver is laid out on every grid; tables are fitted to the model's own trajectories at many choices of times; the
+best of these follow the least-squares descent of `fokker.solve.descent` towards the model's own flow, or, where only a metric
+can say what is good, a population of schedules evolves. What was found competes with every fixed solver on noises that the
+search never saw.
 """
 
 import time
@@ -13,18 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fokker import arena, grids, solve
+from fokker import arena
 from fokker.denoiser import Denoiser
-from fokker.errors import FokkerError
+from fokker.errors import FokkerError, unknown
 from fokker.laws.law import LawDenoiser
 from fokker.plan import Plan
-from fokker.process import Process
+from fokker.solve import descent, evolved
 from fokker.solve.descent import Pool, descend
+from fokker.solve.fitted import fit, timings
+from fokker.solve.source import Source
+from fokker.solve.statistics import DPMSolverV3, ModelStatistics
 from fokker.solve.table import Table
 
-LATER = (-7.0, -5.5, -4.5, -3.5, -2.5, -1.5)  # log-SNRs at which a start that saves the first evaluation may lie
-BEGUN, FINISHED = 6, 3  # descents that are begun, and those of them that are finished
+METHODS = ("descent", "evolution")
+STEPS, FINISHED = 12, 2  # Gauss-Newton steps of a descent at most, and how many descents are finished
+MOST, LEAST = 16384, 32  # noises
+ENOUGH, SCREENED = 512, 4  # from so many noises on, so many times as many are screened for those that are hard
+POINTS, TRACED = 60, 128  # noise levels and trajectories for a model's statistics
 
+clock = time.perf_counter
 Judge = Callable[[Plan], float]
 
 
@@ -33,14 +41,47 @@ class Field:
     """The candidates of a search, judged by the same noises; smaller is better."""
 
     judge: Judge
-    best: tuple[float, Table] | None = None
+    best: tuple[float, str, Plan] | None = None
 
-    def add(self, table: Table) -> float:
+    def add(self, name: str, plan: Plan) -> float:
         """The value of a candidate, which is remembered if it is the best so far."""
-        value = self.judge(table.plan())
+        value = self.judge(plan)
         if self.best is None or value < self.best[0]:
-            self.best = (value, table)
+            self.best = (value, name, plan)
         return value
+
+
+@dataclass
+class Budget:
+    """Seconds, and how many evaluations of one sample are made in one."""
+
+    seconds: float
+    begun: float
+    rate: float
+
+    @classmethod
+    def of(cls, denoiser: Denoiser, shape: Sequence[int], seconds: float, begun: float, cond: dict[str, Any]) -> "Budget":
+        """Measured on a few calls."""
+        many = 512 if isinstance(denoiser, LawDenoiser) else 16
+        source = Source(denoiser, tuple(shape), 0, None, cond)
+        x, given = source.start(torch.arange(many)), source.conditions(torch.arange(many))
+        spent = []
+        for _ in range(3):
+            at = clock()
+            with torch.no_grad():
+                # what comes back on the CPU was waited for
+                denoiser(x, 0.5, **given).sum().item()
+            spent.append(clock() - at)
+        return cls(seconds, begun, many / sorted(spent)[1])
+
+    @property
+    def left(self) -> float:
+        return self.seconds - (clock() - self.begun)
+
+    @property
+    def evaluations(self) -> float:
+        """All that fit into the time."""
+        return self.rate * self.seconds
 
 
 def tune(
@@ -50,25 +91,29 @@ def tune(
     seed: int = 0,
     metric: str | Callable[[Tensor], float] | None = None,
     n: int | None = None,
-    steps: int = 12,
+    steps: int | None = None,
     end: float | None = None,
     seconds: float = 40.0,
+    method: str = "descent",
     progress: Callable[[int, int], None] | None = None,
     **cond: Any,
 ) -> Plan:
     """The best plan with `nfe` evaluations for this denoiser, judged on samples of `shape` (of one sample).
 
-    The error is the end points' RMS distance to the denoiser's own flow, integrated to convergence, relative to their size. Of
-    `n` noises (6144, or 192 for a network) one half trains the table and the other chooses between what was found and every
-    fixed solver x grid, so that the plan returned is never worse than the best of them there.
+    The error is the end points' RMS distance to the denoiser's own flow, integrated to convergence, relative to their size.
+    One half of `n` noises trains and the other chooses between what was found and every fixed solver x grid, so that the plan
+    returned is never worse than the best of them there.
 
     metric   the name of a metric of `fokker.measure`, which compares the samples with the end points of the flow, or a function
              of samples (n, *shape), smaller is better; it chooses at the end instead of the RMS distance
-    steps    Gauss-Newton steps of each of the descents that are finished; after `seconds` of descent, no other step is begun
-             (a result that was cut short depends on the machine, and says so)
+    method   "descent" follows the RMS distance in the dense space of all tables; "evolution" minimises the metric itself over
+             times, start, time shifts, and solver, order, prediction, estimator and corrector of each step
+    n, steps noises, and Gauss-Newton steps of a descent that is finished (generations of 40 candidates); None takes what fits
+             into the time, and `plan.config` says what that was
+    seconds  for everything, the flow that the plan is compared with included
     end      the time to end at; None is the process's own, 0 goes to x_0
     progress is called with (done, all)
-    cond     conditions for the denoiser, (n, ...) each; then n is their length
+    cond     conditions for the denoiser, one row a sample; they go round where there are fewer than noises
 
     `plan.config` tells what was found: the errors on the noises that chose, those of the best fixed solver, and the floor
     below which errors mean nothing because the model's own flow is not known better. Raises FokkerError for an anchored
@@ -77,160 +122,224 @@ def tune(
     Reference: the spaces of Li et al. 2023, arXiv 2309.10438; Liu et al. 2023, arXiv 2312.07243; Zheng et al. 2023, arXiv
     2310.13268; the dense table is that of Shaul et al. 2024, arXiv 2403.01329; Levenberg 1944, Marquardt 1963.
     """
-    begun = time.perf_counter()
+    begun = clock()
     process = denoiser.process
     if process.anchored:
         raise FokkerError("tune the plain process: an anchored one with the same alpha and sigma runs the same plan")
-    given = {len(v) for v in cond.values() if isinstance(v, Tensor)}
+    if method not in METHODS:
+        raise unknown("method", method, METHODS)
+    if nfe < 1 or (n is not None and n < 12) or (steps is not None and steps < 1) or not seconds > 0:
+        raise FokkerError(
+            f"nfe={nfe}, n={n}, steps={steps}, seconds={seconds} are not accepted; give 1 evaluation, 12 samples and 1 step"
+        )
+    check_metric(metric)
+    budget = Budget.of(denoiser, shape, seconds, begun, cond)
     if n is None:
-        n = given.pop() if len(given) == 1 else size(denoiser)
-    if nfe < 1 or n < 12 or steps < 1:
-        raise FokkerError(f"nfe={nfe}, n={n}, steps={steps} are not accepted; give at least 1 evaluation, 12 samples, 1 step")
-    x1, truth, floor = arena.reference(denoiser, shape, n, seed, end, exact=False, **cond)
-    everything = Pool(denoiser, x1, truth, cond)
-    cut = n // 2
-    train, held = everything.part(slice(0, cut)), everything.part(slice(cut, n))
-    judge = _judge(held, metric)
+        # a quarter of the time for the flow at 100 evaluations a noise, and a tenth for screening
+        n = int(max(LEAST, min(MOST, budget.evaluations / 500))) // 16 * 16
+    source = Source(denoiser, tuple(shape), seed, end, cond)
+    base = n // 4 if n >= ENOUGH and (metric is None or metric == "rms") else n
+    first = source.pool(torch.arange(base))
+    train, held = first.part(slice(0, base // 2)), first.part(slice(base // 2, base))
     fixed = _fixed(train, nfe, end)
-    candidates = Field(judge)
-    for table in fixed[:16]:
-        candidates.add(table)
-    if candidates.best is None:
+    if not fixed:
         raise FokkerError(f"no deterministic solver has a plan with nfe={nfe} on {process!r}")
-    best_fixed = candidates.best[1]
-    starts = _starts(train, fixed, nfe, end)
-    late = _search(train, starts, candidates, steps, seed, time.perf_counter(), seconds, progress)
-    value, winner = candidates.best
-    error, fixed_error = held.rms(winner.plan()), held.rms(best_fixed.plan())
+    starts = _starts(train, source, fixed, nfe)
+    if base < n:
+        near = source.screened(base, base + SCREENED * n, n - base, fixed[0][1], starts[0].plan())
+        train, held = train.joined(near.part(slice(0, None, 2))), held.joined(near.part(slice(1, None, 2)))
+    judge = _judge(held, metric)
+    field = Field(judge)
+    for name, plan in fixed[: 16 if n >= 256 else 6]:
+        field.add(name, plan)
+    assert field.best is not None
+    fixed_name, best_fixed = field.best[1:]
+    for name, plan in _statistical(train, nfe, end, seed, budget):
+        field.add(name, plan)
+    if method == "evolution":
+        if steps is None:
+            runs = 0.7 * max(0.0, budget.left) * budget.rate / (nfe * len(train))
+            steps = max(1, min(50, int(runs / evolved.GENERATION)))
+        last = best_fixed.end if best_fixed.end is None else float(best_fixed.end)
+        late = evolved.search(
+            train, nfe, last, _trained(train, metric), field.add, steps, seed, lambda: budget.left < 0.1 * seconds, progress
+        )
+    else:
+        late, steps = _search(train, starts, field, steps, seed, budget, progress)
+    value, winner, plan = field.best
+    error, fixed_error = held.rms(plan), held.rms(best_fixed)
     config = {
         "solver": "tuned",
         "nfe": nfe,
         "shape": list(shape),
         "seed": seed,
         "samples": n,
-        "chosen_on": n - cut,
-        "metric": _named(metric),
+        "chosen_on": len(held),
+        "method": method,
+        "steps": steps,
+        "metric": named(metric),
         "value": value,
         "error": error,
-        "from": winner.name,
-        "fixed": best_fixed.name,
+        "from": winner,
+        "fixed": fixed_name,
         "fixed_error": fixed_error,
-        "floor": floor,
-        "below_floor": error < floor,
+        "floor": source.floor,
+        "below_floor": error < source.floor,
         "cut_short": late,
-        "seconds": round(time.perf_counter() - begun, 2),
+        "seconds": round(clock() - begun, 2),
     }
-    plan = winner.plan()
-    return Plan(plan.rows, process, plan.outputs, 1, (), plan.start, plan.end, config)
+    return Plan(plan.rows, process, plan.outputs, plan.inputs, (), plan.start, plan.end, config)
 
 
-def size(denoiser: Denoiser) -> int:
-    """How many noises a search uses unless told: many where an evaluation costs nothing."""
-    return 6144 if isinstance(denoiser, LawDenoiser) else 192
+def named(metric: str | Callable[[Tensor], float] | None) -> str:
+    return metric if isinstance(metric, str) else "rms" if metric is None else str(getattr(metric, "__name__", metric))
+
+
+def check_metric(metric: str | Callable[[Tensor], float] | None) -> None:
+    """FokkerError for an unknown name, before any work is done."""
+    from fokker import measure
+
+    if isinstance(metric, str) and metric != "rms":
+        measure.get(metric.replace("-", "_"))
+
+
+def _judge(pool: Pool, metric: str | Callable[[Tensor], float] | None) -> Judge:
+    """What says how good a plan is, on the noises of a pool."""
+    if metric is None or metric == "rms":
+        return pool.rms
+    function = _trained(pool, metric)
+    return lambda plan: function(pool.end(plan))
+
+
+def _trained(pool: Pool, metric: str | Callable[[Tensor], float] | None) -> Callable[[Tensor], float]:
+    """The metric as a function of the end points of a pool, smaller is better; what is not finite is the worst."""
+    if callable(metric):
+        value: Callable[[Tensor], float] = metric
+    elif metric is None or metric == "rms":
+        value = lambda x: float((x - pool.truth).square().mean().sqrt())  # noqa: E731
+    else:
+        from fokker import measure
+
+        one = measure.get(metric.replace("-", "_"))
+        sign = 1.0 if one.better == "lower" else -1.0
+        value = lambda x: sign * one(x, pool.truth).value  # type: ignore[operator]  # noqa: E731
+    return lambda x: float(value(x)) if bool(torch.isfinite(x).all()) else float("inf")
+
+
+def _fixed(train: Pool, nfe: int, end: float | None) -> list[tuple[str, Plan]]:
+    """Every deterministic solver x grid that keeps the budget, best first: all on few samples, the better ones on more."""
+    entries: dict[str, tuple[float, str, Plan]] = {}
+    few, more = train.part(slice(0, max(4, min(256, len(train) // 8)))), train.part(slice(0, 1024))
+    for name, grid, _, plan in arena.combinations(train.denoiser.process, [nfe], None, None, end):
+        if isinstance(plan, str) or not 1 <= plan.nfe <= nfe or plan.stochastic:
+            continue
+        error = few.rms(plan)
+        entries.setdefault(f"{error:.9g}", (error, f"{name} on {grid}", plan))  # one of those that are one under two names
+    ranked = sorted(entries.values(), key=lambda e: e[0])[: 24 if len(train) >= 128 else 8]
+    return [(name, plan) for _, name, plan in sorted(ranked, key=lambda e: more.rms(e[2]))]
+
+
+def _statistical(train: Pool, nfe: int, end: float | None, seed: int, budget: Budget) -> list[tuple[str, Plan]]:
+    """DPM-Solver-v3 in the model's own statistics, with and without corrector, where measuring these costs little."""
+    from fokker import grids
+
+    denoiser, shape = train.denoiser, train.start.shape[1:]
+    many = min(TRACED, len(train))
+    if 4 * POINTS * many > 0.1 * budget.evaluations or many < 64:
+        return []
+    cond: dict[str, Any] = {k: v[:many] if isinstance(v, Tensor) else v for k, v in train.cond.items()}
+    try:
+        known = ModelStatistics.fit(denoiser, shape, POINTS, many, seed, end=end, chunk=many, **cond)
+    except (FokkerError, RuntimeError, NotImplementedError):
+        return []  # a model without forward-mode derivatives, or without a log-SNR at an end
+    found: dict[str, Plan] = {}
+    for order in (2, 3):
+        for corrector in (False, True):
+            for kind in ("logsnr", "karras", "vp-time", "uniform"):
+                solver = DPMSolverV3(order, known, corrector)
+                try:
+                    plan = solver.plan(denoiser.process, grids.get(kind)(nfe, end=end))
+                except FokkerError:
+                    continue
+                if plan.nfe <= nfe:
+                    found[f"dpm-solver-v3 of order {order}{', corrected,' if corrector else ''} on {kind}"] = plan
+    few = train.part(slice(0, 256))
+    best = sorted(found, key=lambda name: few.rms(found[name]))[:2]
+    return [(name, found[name]) for name in best]
+
+
+def _starts(train: Pool, source: Source, fixed: list[tuple[str, Plan]], nfe: int) -> list[Table]:
+    """Where descents begin, best first: tables fitted at many choices of times, and the best fixed one."""
+    paths = source.paths
+    assert paths is not None
+    last = fixed[0][1].end
+    end = None if last is None else float(torch.as_tensor(last))
+    process, kept = train.denoiser.process, len(paths.states[0])
+
+    def fitted(times: Tensor, many: int, name: str) -> tuple[Table, float]:
+        part = train.part(slice(0, many))
+        return fit(train.denoiser, paths.part(many), times, part.start, part.truth, end, name, **part.cond)
+
+    few, found = min(kept, max(8, len(train) // 16)), []
+    for name, times in timings(process, nfe, 0 if end is None else end):
+        try:
+            found.append((fitted(times, few, name)[1], name, times))
+        except FokkerError:
+            continue
+    best = sorted(found, key=lambda entry: entry[0])[:8]
+    again = sorted((fitted(times, min(kept, len(train)), name) for _, name, times in best), key=lambda entry: entry[1])
+    tables = [table for table, _ in again[:6]]
+    for name, plan in fixed:
+        try:
+            return [*tables[:3], Table.of(plan, name), *tables[3:]]
+        except FokkerError:
+            continue
+    return tables
 
 
 def _search(
     train: Pool,
     starts: list[Table],
-    candidates: Field,
-    steps: int,
+    field: Field,
+    steps: int | None,
     seed: int,
-    begun: float,
-    seconds: float,
+    budget: Budget,
     progress: Callable[[int, int], None] | None,
-) -> bool:
-    """Short descents from all starts on half of the noises, then long ones of the best on all; whether time ran out."""
-    early, done = max(2, steps // 2), 0
-    total = len(starts) * early + min(FINISHED, len(starts)) * steps
-    half = train.part(slice(0, max(8, len(train) // 2)))
-    for pool, many, power, share in ((half, early, (1.3, 1.7), 0.5), (train, steps, (1.6, 2.0), 1.0)):
+) -> tuple[bool, int]:
+    """Short descents from several starts on half of the noises, then long ones of the best on all.
+
+    Returns whether time ran out, and the steps of a finished descent.
+    """
+    for table in starts:
+        field.add(table.name, table.plan())
+    nfe, batch = len(starts[0]), max(8, min(512, len(train) // 2))
+    each = descent.cost(nfe, len(train), batch) / budget.rate
+    given, late, total = steps is not None, False, 0
+    if steps is None:
+        steps = next((s for s in range(STEPS, 1, -1) if sum(_planned(s)) * each < 0.85 * budget.left), 1)
+    begun, early = max(1, min(5, steps // 2)), max(2, steps // 2)
+    total = sum(_planned(steps))
+    half, done = train.part(slice(0, max(8, len(train) // 2))), 0
+    late = not given and steps < STEPS
+    starts = starts[:begun]
+    for pool, many, power in ((half, early, (1.3, 1.7)), (train, steps, (1.6, 2.0))):
         reached: list[tuple[float, Table]] = []
-        late = False
         for k, start in enumerate(starts):
             last = (float("inf"), start)
-            for table in descend(start, pool, many, max(8, min(1024, len(pool) // 2)), seed + k, power):
-                last = (candidates.add(table), table)
+            for table in descend(start, pool, many, min(batch, max(8, len(pool) // 2)), seed + k, power):
+                value = field.add(table.name, table.plan())
+                last = min(last, (value, table), key=lambda entry: entry[0]) if len(pool) < 256 else (value, table)
                 done += 1
                 if progress is not None:
                     progress(min(done, total), total)
-                late = time.perf_counter() - begun > share * seconds
-                if late:
-                    break
+                if budget.left < 0.06 * budget.seconds + each:
+                    return True, steps
             reached.append(last)
-            if late:
-                break
         starts = [table for _, table in sorted(reached, key=lambda entry: entry[0])[:FINISHED]]
-    return late
+    return late, steps
 
 
-def _named(metric: str | Callable[[Tensor], float] | None) -> str:
-    return metric if isinstance(metric, str) else "rms" if metric is None else str(getattr(metric, "__name__", metric))
-
-
-def _judge(held: Pool, metric: str | Callable[[Tensor], float] | None) -> Judge:
-    """What says how good a plan is, on the noises that choose."""
-    if metric is None or metric == "rms":
-        return held.rms
-    if callable(metric):
-        return _or_worst(held, metric)
-    from fokker import measure
-
-    named = measure.get(metric.replace("-", "_"))
-    sign = 1.0 if named.better == "lower" else -1.0
-    return _or_worst(held, lambda x: sign * named(x, held.truth).value)  # type: ignore[operator]
-
-
-def _or_worst(held: Pool, function: Callable[[Tensor], float]) -> Judge:
-    """A function of samples as a judge, for whom samples that are not finite are the worst."""
-
-    def judge(plan: Plan) -> float:
-        x = held.end(plan)
-        return float(function(x)) if bool(torch.isfinite(x).all()) else float("inf")
-
-    return judge
-
-
-def _fixed(train: Pool, nfe: int, end: float | None) -> list[Table]:
-    """Every deterministic solver x grid that keeps the budget, best first: all on few samples, the better ones on more."""
-    entries: dict[str, tuple[float, Table]] = {}
-    few = train.part(slice(0, max(8, min(256, len(train) // 4))))
-    for name, grid, _, plan in arena.combinations(train.denoiser.process, [nfe], None, None, end):
-        if isinstance(plan, str) or not 1 <= plan.nfe <= nfe:
-            continue
-        try:
-            table = Table.of(plan, f"{name} on {grid}")
-        except FokkerError:
-            continue
-        error = few.rms(table.plan())
-        entries.setdefault(f"{error:.9g}", (error, table))  # one of those that are one method under two names
-    ranked = sorted(entries.values(), key=lambda e: e[0])[:24]
-    more = train.part(slice(0, 1024))
-    return sorted((table for _, table in ranked), key=lambda t: more.rms(t.plan()))
-
-
-def _starts(train: Pool, fixed: list[Table], nfe: int, end: float | None) -> list[Table]:
-    """Where descents begin: the best of the fixed tables and of the same solvers from later starts, no two alike."""
-    process = train.denoiser.process
-    pool = train.part(slice(0, max(8, min(512, len(train) // 2))))
-    entries: dict[str, tuple[float, Table]] = {}
-    tables = [*fixed[:8], *(t for f in fixed[:10] for at in LATER if (t := _later(process, f, nfe, end, at)) is not None)]
-    for table in tables:
-        error = pool.rms(table.plan())
-        entries.setdefault(f"{error:.6g}", (error, table))
-    chosen: list[Table] = []
-    for _, table in sorted(entries.values(), key=lambda e: e[0]):
-        if all(table.name.split(" from ")[0] != other.name.split(" from ")[0] for other in chosen):
-            chosen.append(table)
-    return chosen[:BEGUN]
-
-
-def _later(process: Process, fixed: Table, nfe: int, end: float | None, at: float) -> Table | None:
-    """The solver and grid of a fixed table, begun at a later time."""
-    name, grid = fixed.name.split(" on ")
-    kind = grids.get(grid)
-    t = float(process.time(at))
-    try:
-        plan = solve.get(name).budget(nfe, process, lambda steps: kind(steps, start=t, end=end))
-        return Table.of(plan, f"{fixed.name} from log-SNR {at:g}") if plan.nfe == nfe else None
-    except FokkerError:
-        return None
+def _planned(steps: int) -> tuple[int, int]:
+    """Steps of the descents that are begun, and of those that are finished."""
+    begun = max(1, min(5, steps // 2))
+    return begun * max(2, steps // 2), min(FINISHED, begun) * steps
