@@ -1,0 +1,102 @@
+"""Noises with the end points of a model's own flow, as many as are asked for, and the hard ones among them found cheaply.
+
+Two samples that begin close to each other may end in two modes. Those near the boundary decide the mean square error of a
+good plan, and are rare: of the noises at hand, too few to learn from. So many more noises are run through two cheap plans,
+and those on which these disagree are taken more often, each with the weight that makes all averages unbiased.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fokker.denoiser import Denoiser
+from fokker.keyed import uniform
+from fokker.laws.law import LawDenoiser
+from fokker.plan import Plan
+from fokker.solve.descent import Pool
+from fokker.solve.fitted import Trajectories
+
+FINE = (30, 60, 120)  # steps with which the model's own flow is followed, until doubling them changes little
+CLOSE = (2e-4, 2e-3)  # this little: the relative difference of end points, for a law and for a network
+KEPT = 2**23  # numbers of the trajectories that are remembered
+CHUNK = 1024
+
+
+@dataclass
+class Source:
+    """Starts named by ids, with `shape` a sample; conditions go round over the ids.
+
+    Once a pool was made, `paths` are the trajectories of its first samples, and `floor` the relative error that is left in
+    the end points.
+    """
+
+    denoiser: Denoiser
+    shape: tuple[int, ...]
+    seed: int
+    end: float | None
+    cond: dict[str, Any] = field(default_factory=dict)
+    paths: Trajectories | None = None
+    steps: int = 0
+    floor: float = 0.0
+
+    def start(self, ids: Tensor) -> Tensor:
+        """The states at t = 1, (n, *shape); float64 for a law."""
+        parameter = next(self.denoiser.parameters(), None)
+        where = "cpu" if parameter is None else parameter.device
+        kind = torch.float64 if isinstance(self.denoiser, LawDenoiser) else torch.float32
+        process = self.denoiser.process
+        return process.start(process.sample_noise((len(ids), *self.shape), self.seed, ids, dtype=kind, device=where))
+
+    def conditions(self, ids: Tensor) -> dict[str, Any]:
+        """Those of these ids."""
+        return {k: v[ids.to(v.device) % len(v)] if isinstance(v, Tensor) else v for k, v in self.cond.items()}
+
+    def pool(self, ids: Tensor, weight: Tensor | None = None) -> Pool:
+        """Starts and true end points."""
+        x1, cond = self.start(ids), self.conditions(ids)
+        most = CHUNK
+        if self.paths is None:
+            self._converge(ids[: max(8, min(128, len(ids) // 4))])
+            most = max(8, min(CHUNK, len(ids) // 2, KEPT // (self.steps * x1[0].numel())))
+        ends = []
+        first = 0
+        while first < len(ids):
+            rows = slice(first, min(first + most, len(ids)))
+            part = {k: v[rows] if isinstance(v, Tensor) else v for k, v in cond.items()}
+            paths, x0 = Trajectories.trace(self.denoiser, x1[rows], self.steps, self.end, **part)
+            if self.paths is None:
+                self.paths, most = paths, CHUNK
+            ends.append(x0)
+            first = rows.stop
+        return Pool(self.denoiser, x1, torch.cat(ends), cond, weight)
+
+    def _converge(self, ids: Tensor) -> None:
+        x1, cond = self.start(ids), self.conditions(ids)
+        close = CLOSE[0 if isinstance(self.denoiser, LawDenoiser) else 1]
+        coarse = Trajectories.trace(self.denoiser, x1, FINE[0], self.end, **cond)[1]
+        for self.steps in FINE[1:]:
+            fine = Trajectories.trace(self.denoiser, x1, self.steps, self.end, **cond)[1]
+            self.floor = float((fine - coarse).square().mean().sqrt() / fine.square().mean().sqrt().clamp_min(1e-300))
+            if self.floor < close:
+                return
+            coarse = fine
+
+    def screened(self, first: int, last: int, many: int, one: Plan, other: Plan) -> Pool:
+        """About `many` of the ids first .. last - 1, half of them by chance and half where two plans disagree.
+
+        Each id is taken by itself with a probability of its own, and stands for one over it.
+        """
+        gaps = []
+        for begin in range(first, last, CHUNK):
+            ids = torch.arange(begin, min(begin + CHUNK, last))
+            pool = Pool(self.denoiser, self.start(ids), torch.zeros(len(ids), 1), self.conditions(ids))
+            gap = (pool.end(one) - pool.end(other)).flatten(1).norm(dim=1).to("cpu", torch.float64)
+            gaps.append(torch.nan_to_num(gap, nan=0.0, posinf=0.0))
+        gap = torch.cat(gaps)
+        chance = 0.5 / len(gap) + 0.5 * gap / gap.sum().clamp_min(1e-300)
+        chance = (many * chance).clamp_max(1.0)
+        taken = uniform((len(gap),), self.seed, torch.arange(first, last), "check") < chance
+        ids = torch.arange(first, last)[taken]
+        return self.pool(ids, 1 / chance[taken])
