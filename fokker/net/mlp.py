@@ -1,0 +1,58 @@
+"""A multilayer perceptron for vectors: the network of points in a plane, of features, of small latents."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fokker.errors import FokkerError
+from fokker.net.layers import noise_features, seeded
+
+
+class MLP(nn.Module):
+    """Residual layers on a vector x (batch, dim) and its noise levels c, (batch,) or one for each of `levels` (batch, levels).
+
+        h = W [x, features(c)] + table[label];   h <- h + W_2 silu(W_1 norm(h) + b_1),  `depth` times;   out = W_o silu(norm(h))
+
+    Returns (batch, out), out = dim unless given. `label` (batch,) int64 below `classes`, -1 for none.
+    """
+
+    features = 32
+
+    def __init__(
+        self,
+        dim: int,
+        out: int | None = None,
+        width: int = 128,
+        depth: int = 3,
+        levels: int = 1,
+        classes: int = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if min(dim, width, depth, levels) < 1 or (out is not None and out < 1):
+            raise FokkerError(f"dim={dim}, out={out}, width={width}, depth={depth}, levels={levels}: use at least 1 of each")
+        self.dim, self.levels, self.classes = dim, levels, classes
+        with seeded(seed):
+            self.rise = nn.Linear(dim + levels * self.features, width)
+            self.label = nn.Embedding(classes + 1, width) if classes else None
+            self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(depth + 1)])
+            self.inner = nn.ModuleList([nn.Linear(width, width) for _ in range(depth)])
+            self.outer = nn.ModuleList([nn.Linear(width, width) for _ in range(depth)])
+            self.lower = nn.Linear(width, dim if out is None else out)
+
+    def forward(self, x: Tensor, c: Tensor, label: Tensor | None = None) -> Tensor:
+        levels = c if c.ndim == 2 else c[:, None]
+        if x.ndim != 2 or x.shape[1] != self.dim or levels.shape[1] != self.levels:
+            raise FokkerError(
+                f"x {tuple(x.shape)} with levels {tuple(c.shape)}; this network takes (batch, {self.dim}), {self.levels} levels"
+            )
+        told = noise_features(levels, self.features).flatten(1).to(x.dtype)
+        h: Tensor = self.rise(torch.cat([x, told], 1))
+        if self.label is not None:
+            none = self.label.num_embeddings - 1
+            row = h.new_full((len(h),), none, dtype=torch.int64) if label is None else torch.where(label < 0, none, label)
+            h = h + self.label(row)
+        for norm, inner, outer in zip(self.norms, self.inner, self.outer, strict=False):
+            h = h + outer(F.silu(inner(norm(h))))
+        lowered: Tensor = self.lower(F.silu(self.norms[-1](h)))
+        return lowered
