@@ -62,7 +62,8 @@ class Bench:
         self.label = torch.arange(n) % 10
 
     def samples(self, denoiser: Denoiser, plan: fk.Plan) -> Tensor:
-        return fk.sample(denoiser, self.x, plan, seed=self.seed, label=self.label)
+        x_0: Tensor = fk.sample(denoiser, self.x, plan, seed=self.seed, label=self.label)
+        return x_0
 
     def distance(self, x: Tensor) -> float:
         return Frechet()(x.flatten(1), real()).value
