@@ -97,22 +97,41 @@ class Arena:
         """Everything as JSON."""
         return json.dumps(asdict(self), indent=1)
 
-    def plot(self, path: str | Path, by: str = "rms") -> Path:
-        """Error against evaluations, one curve a solver, each on its best grid at every budget."""
+    def plot(self, path: str | Path, by: str = "median") -> Path:
+        """Error against evaluations, one curve a solver, each on its best grid at every budget; the best ones strong.
+
+        Solvers whose curves coincide share one. Strong is what is among the best two at some budget.
+        """
         from fokker.plot import error_curves
 
-        curves: dict[str, list[tuple[float, ...]]] = {}
+        lowest: dict[str, dict[int, float]] = {}
         for r in self.rows:
             value = getattr(r, by)
-            if value is None or value >= 1:  # no better than the answer 0
-                continue
-            points = curves.setdefault(r.solver, [])
-            known = next((p for p in points if p[0] == r.budget), None)
-            if known is None or value < known[1]:
-                points[:] = [p for p in points if p[0] != r.budget] + [(r.budget, value)]
-        title = f"{self.subject}, {self.process}: each solver on its best grid"
-        floor = self.resolution or None
-        return error_curves(curves, path, title=title, ylabel=f"{by} error, relative", floor=floor)
+            if value is not None and value < 1:  # else no better than the answer 0
+                points = lowest.setdefault(r.solver, {})
+                points[r.budget] = min(value, points.get(r.budget, value))
+        curves: dict[str, dict[int, float]] = {}
+        for name, points in lowest.items():
+            twin = next((n for n, p in curves.items() if p.keys() == points.keys() and _coincide(p, points)), None)
+            if twin is None:
+                curves[name] = points
+            else:
+                curves = {f"{n}, {name}" if n == twin else n: p for n, p in curves.items()}
+        budgets = {budget for points in curves.values() for budget in points}
+        ahead = {n for b in budgets for n in sorted((n for n in curves if b in curves[n]), key=lambda n: curves[n][b])[:2]}
+        what = self.subject.removeprefix("--law ").removeprefix("--model ")
+        return error_curves(
+            {name: sorted(points.items()) for name, points in curves.items()},
+            path,
+            title=f"{what}, {self.process.partition('(')[0]}: each solver on its best grid",
+            ylabel=f"{by} error, relative",
+            emphasise=[name for name in curves if name in ahead],
+            floor=self.resolution or None,
+        )
+
+
+def _coincide(a: dict[int, float], b: dict[int, float]) -> bool:
+    return all(abs(a[k] - b[k]) <= 1e-3 * a[k] for k in a)
 
 
 def solvers(
