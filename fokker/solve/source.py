@@ -84,7 +84,7 @@ class Source:
             coarse = fine
 
     def screened(self, first: int, last: int, many: int, one: Plan, other: Plan) -> Pool:
-        """About `many` of the ids first .. last - 1, half of them by chance and half where two plans disagree.
+        """About `many` of the ids first .. last - 1, half of them by chance and half by the square of what two plans differ.
 
         Each id is taken by itself with a probability of its own, and stands for one over it.
         """
@@ -92,7 +92,7 @@ class Source:
         for begin in range(first, last, CHUNK):
             ids = torch.arange(begin, min(begin + CHUNK, last))
             pool = Pool(self.denoiser, self.start(ids), torch.zeros(len(ids), 1), self.conditions(ids))
-            gap = (pool.end(one) - pool.end(other)).flatten(1).norm(dim=1).to("cpu", torch.float64)
+            gap = (pool.end(one) - pool.end(other)).flatten(1).square().sum(1).to("cpu", torch.float64)
             gaps.append(torch.nan_to_num(gap, nan=0.0, posinf=0.0))
         gap = torch.cat(gaps)
         chance = 0.5 / len(gap) + 0.5 * gap / gap.sum().clamp_min(1e-300)
