@@ -66,7 +66,9 @@ def read_folder(folder: Path, text: bool, dtype: torch.dtype, variant: str | Non
         return Parts(name, {"unet": _module("diffusers", name, folder, dtype, variant)}, scheduler)
     index = _json(folder / "model_index.json")
     modules: dict[str, Any] = {}
-    settings, scheduler = {}, None
+    # what fokker.adapt.to_diffusers wrote beside it
+    settings = _json(folder / "fokker.json") if (folder / "fokker.json").is_file() else {}
+    scheduler = None
     for role, entry in index.items():
         if not _is_part(entry):
             settings[role] = entry

@@ -11,10 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fokker.denoiser import NetworkDenoiser
 from fokker.errors import FokkerError
+from fokker.process import Time, as_time
 
 Empty = Callable[[], dict[str, Tensor]]
 KEPT = ("guidance", "image", "time_ids", "y")  # not words: guidance does not drop them
+
+
+class Told(NetworkDenoiser):
+    """A network denoiser with a clock of its own, which is read on the CPU once for each time of a plan."""
+
+    def c_noise(self, t: Time, x: Tensor) -> Tensor:
+        if isinstance(t, float) and self.clock is not None:
+            # filled in on the device: a copy from the CPU would stall it, and cannot be part of a CUDA graph
+            told = float(self.clock(as_time(t)))
+            return torch.full((x.shape[0],), told, dtype=torch.float32, device=x.device)
+        return super().c_noise(t, x)
 
 
 class Adapted(nn.Module):

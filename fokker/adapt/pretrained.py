@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fokker.adapt import folder
 from fokker.adapt.folder import Parts
-from fokker.adapt.network import Adapted
+from fokker.adapt.network import Adapted, Told
 from fokker.adapt.schedule import Schedule, read_schedule
 from fokker.adapt.text import TextConditioner
 from fokker.adapt.transformer import SD3, DiT, Flux, PixArt
@@ -18,16 +18,15 @@ from fokker.adapt.unet import UNet2D, UNet2DCondition
 from fokker.adapt.vae import DiffusersVAE
 from fokker.codec import Codec, Identity
 from fokker.data.source import Condition
-from fokker.denoiser import NetworkDenoiser
 from fokker.errors import FokkerError, unknown
 from fokker.grids import Times
 from fokker.model import STORED, Model
-from fokker.process import PREDICTIONS, Time, as_time
+from fokker.process import PREDICTIONS
 
 NUMBERS = ("guidance", "time_ids", "image", "tokens", "pooled", "token_mask")
 
 
-class Pretrained(NetworkDenoiser):
+class Pretrained(Told):
     """A network of diffusers as a denoiser, on the process of its scheduler.
 
     model     the `Model` that it belongs to: `codec`, `conditioner`, `condition(n, prompt=...)`, `decode(x)`
@@ -60,14 +59,6 @@ class Pretrained(NetworkDenoiser):
         height, width = tuple(size) if size is not None else self.shape[-2:]
         net: Any = self.net
         return self.schedule.grid(steps, net.sequence(height, width), net.spread)
-
-    def c_noise(self, t: Time, x: Tensor) -> Tensor:
-        if isinstance(t, float):
-            # filled in on the device: a copy from the CPU would stall it, and cannot be part of a CUDA graph
-            assert self.clock is not None
-            told = float(self.clock(as_time(t)))
-            return torch.full((x.shape[0],), told, dtype=torch.float32, device=x.device)
-        return super().c_noise(t, x)
 
 
 @dataclass
@@ -165,7 +156,8 @@ def from_diffusers(
         schedule = Schedule(schedule.process, prediction, schedule.clock, schedule.scheduler, schedule.sigma_data)
     vae = parts.modules.get("vae") or parts.modules.get("vqvae")
     codec: Codec = Identity() if vae is None else DiffusersVAE(vae)
-    net = adapt(parts.net, codec.factor if isinstance(codec, DiffusersVAE) else 8, null_label)
+    none = parts.settings.get("null_label") if null_label is None else null_label
+    net = adapt(parts.net, codec.factor if isinstance(codec, DiffusersVAE) else 8, none)
     net.sign = schedule.sign
     denoiser = Pretrained(net, schedule)
     conditioner = None

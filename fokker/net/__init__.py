@@ -25,8 +25,9 @@ from fokker.net.dit import DiT
 from fokker.net.network import Network, State
 from fokker.net.taps import Features, taps
 from fokker.net.unet import UNet
+from fokker.net.unet2d import UNet2D
 
-KINDS: dict[str, type[Network]] = {"unet": UNet, "dit": DiT}
+KINDS: dict[str, type[Network]] = {"unet": UNet, "dit": DiT, "unet2d": UNet2D}
 
 # What each costs: parameters, multiply-adds of one call at the stated size. What each reached after training is on the cards of
 # the zoo. Classes, tokens and channels of other data are given as changes: build("photos", classes=2).
@@ -74,4 +75,4 @@ def build(config: str | Mapping[str, Any], seed: int = 0, trust: bool = False, *
     return net
 
 
-__all__ = ["KINDS", "PRESETS", "DiT", "Features", "Network", "State", "UNet", "build", "taps"]
+__all__ = ["KINDS", "PRESETS", "DiT", "Features", "Network", "State", "UNet", "UNet2D", "build", "taps"]
