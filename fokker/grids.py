@@ -70,10 +70,12 @@ class Grid:
 
 def check(t: Tensor) -> Tensor:
     """`t` itself if it decreases strictly, or FokkerError naming the first two times that do not."""
-    bad = (t.diff(dim=0) >= 0).reshape(len(t) - 1, -1).any(1).nonzero()
+    bad = (t.diff(dim=0) >= 0).nonzero()
     if len(bad):
-        i = int(bad[0])
-        raise FokkerError(f"times {i} and {i + 1} of the grid do not decrease ({t[i].tolist()} then {t[i + 1].tolist()})")
+        i, *sample = bad[0].tolist()
+        before, after = (t[(k, *sample)].item() for k in (i, i + 1))
+        where = f" for sample {sample[0]}" if sample else ""
+        raise FokkerError(f"times {i} and {i + 1} of the grid do not decrease{where} ({before} then {after})")
     return t
 
 

@@ -82,6 +82,7 @@ def test_grids_in_noise_do_not_dwell_where_nothing_is_seen(grid):
         (lambda: Times([0.9, 0.5, 0.5, 0.1]), r"times 1 and 2 of the grid do not decrease \(0.5 then 0.5\)"),
         (lambda: Times([[0.9, 0.9], [0.5, 0.95]]), "times 0 and 1"),
         (lambda: Times([0.1, 0.5]), "do not decrease"),
+        (lambda: Times([[0.9, 0.9], [0.5, 0.4], [0.1, 0.4]]), r"times 1 and 2 .* for sample 1 \(0.4 then 0.4\)"),
         (lambda: Times([0.1, 0.5], rising=True, to_x0=True), "rising"),
         (lambda: fk.grids.get("karas"), "did you mean 'karras'"),
         (lambda: fk.grids.get("fokker.grids:check"), "is not a Grid"),

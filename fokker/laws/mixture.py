@@ -221,7 +221,7 @@ class GaussianMixture(Law):
     def _choose(self, prior: Tensor, seed: int, ids: Tensor, index: int) -> Tensor:
         """A component for each sample, (n,)."""
         u = uniform((len(ids), 1), seed, ids, "law", index, self.device)
-        total = torch.exp(prior).cumsum(-1)
+        total = torch.exp(prior).cumsum(-1).contiguous()
         which = torch.searchsorted(total, (u if prior.ndim == 2 else u.flatten()).contiguous()).reshape(-1)
         return which.clamp(max=self.components - 1)
 
