@@ -5,11 +5,11 @@ few samples that change basin dominate any mean.
 
 The bounds are about mixtures whose structure the grid resolves: a solver of order p beats DDIM where its steps are short
 against the scale on which the belief changes, which for a component of deviation s is the log-SNR around -2 log s. The
-grids of these checks take their last step, of two units of half log-SNR and more, from sigma of about 0.08 down to 0.01. So
-the law is that of the other checks (`_mixture`: turned components with deviations from 0.2 to 0.6), which is settled before
-that step. This was written down before it was measured. The law of the first measurements (`fine`: `laws.lowrank` with
-deviation 0.05 in half of the directions, which changes within the last step, and on which bounds were missed) is measured
-and reported beside it.
+grids in time of these checks take their last step, of two units of half log-SNR and more, from sigma of about 0.08 down to
+0.01. So the law is that of the other checks (`_mixture`: turned components with deviations from 0.2 to 0.6), which is
+settled before that step. This was written down before it was measured. The law of the first measurements (`fine`:
+`laws.lowrank` with deviation 0.05 in half of the directions, which changes within the last step, and on which bounds were
+missed) is measured and reported beside it.
 """
 
 import math
