@@ -27,8 +27,8 @@ from fokker.solve.statistics import DPMSolverV3, ModelStatistics
 from fokker.solve.table import Table
 
 METHODS = ("descent", "evolution")
-STEPS, FINISHED = 12, 2  # Gauss-Newton steps of a descent at most, and how many descents are finished
-MOST, LEAST = 16384, 32  # noises
+STEPS, FINISHED = 24, 2  # Gauss-Newton steps of a descent at most, and how many descents are finished
+MOST, LEAST = 32768, 32  # noises
 ENOUGH, SCREENED = 512, 4  # from so many noises on, so many times as many are screened for those that are hard
 POINTS, TRACED = 60, 128  # noise levels and trajectories for a model's statistics
 
