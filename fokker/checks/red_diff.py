@@ -1,9 +1,9 @@
 """RED-Diff (Mardani et al. 2024, arXiv 2305.04391): one image, optimised with the denoiser's residual as regulariser.
 
 Theory: on one Gaussian, with noise in antithetic pairs and all levels summed, the gradient vanishes where
-v A^T (A mu - y) / dim y + lam / dim x mean_t sigma^2 (alpha^2 C + sigma^2)^{-1} (mu - m) = 0. Held-out digits with half of the
-pixels, noise 0.05, under an exact mixture prior: PSNR against DPS at the best of its steps, at equal evaluations, and against
-the constant weight. The null takes the prior away (lam = 0).
+v A^T (A mu - y) / dim y + lam / dim x mean_t sigma^2 (alpha^2 C + sigma^2)^{-1} (mu - m) = 0. Held-out digits, half of the
+pixels of each, noise 0.05, under an exact mixture prior: PSNR against DPS at the best of its steps, at equal evaluations,
+and against the constant weight. The null takes the prior away (lam = 0).
 """
 
 import torch
@@ -11,6 +11,7 @@ import torch
 import fokker as fk
 from fokker.checks import Criterion, Outcome
 from fokker.checks._inverse import PROCESS, held_out, prior, psnr, restored
+from fokker.keyed import uniform
 from fokker.laws import GaussianMixture
 from fokker.restore.dps import DPS
 from fokker.restore.operators import Mask
@@ -20,12 +21,12 @@ EXPECT = (
     "one Gaussian: relative gradient <= 1e-8 at the closed-form minimiser; PSNR >= DPS at 100 evaluations and >= DPS + 1 dB at "
     "1,000; weight sigma / alpha >= constant + 0.3 dB at lam 0.25"
 )
-N, NOISE, LAM = 64, 0.05, 0.25
+N, NOISE, LAM = 128, 0.05, 0.25
 STEPS = (0.2, 0.5, 1.0, 2.0)
 
 
 def check(seed: int, null: bool = False) -> Outcome:
-    A, x = Mask(0.5, (1, 8, 8), seed), held_out(N, seed)
+    x, A = held_out(N, seed), Mask((uniform((N, 1, 8, 8), seed, stream="check", index=5) < 0.5).double())
     y, lam = A.measure(x, NOISE, seed), 0.0 if null else LAM
     denoiser = prior().denoiser(PROCESS)
     measured = {"relative gradient": gradient(seed, lam)}

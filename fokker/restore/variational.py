@@ -95,8 +95,8 @@ class REDDiff(Restorer):
         with torch.no_grad():
             belief: Tensor = self.inner(alpha * mu + sigma * eps, t, **cond)
         misfit = self.operator(mu) - self.measured.to(mu)
-        measured = float(self.operator.seen(torch.ones_like(misfit[:1])).sum())
-        data = self.operator.pull(mu, misfit) * (self.v / measured)
+        measured = self.operator.seen(torch.ones_like(misfit)).flatten(1).sum(1).clamp(min=1)
+        data = self.operator.pull(mu, misfit) * (self.v / measured).reshape(-1, *[1] * (mu.ndim - 1))
         return data + self._strength(alpha, sigma) * (mu - belief) * (self.lam / mu[0].numel())
 
     def _strength(self, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
