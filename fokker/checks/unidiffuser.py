@@ -1,0 +1,120 @@
+"""UniDiffuser: one denoiser with a time for each of two parts samples the joint, a marginal and a conditional.
+
+Theory: E[x, y | x_t, y_s] at all (t, s) contains every law of the two, a part at time 0 being known and one at time 1 lost;
+with the exact one of a mixture each is sampled exactly. A denoiser of one shared time has to fake the conditional by
+overwriting the known part with noised copies, which decides too late what goes with it.
+
+Null: the known part is handed over at time 1, as if it were lost: the marginal in the place of the conditional.
+"""
+
+import functools
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+import fokker as fk
+from fokker.checks import Criterion, Outcome
+from fokker.checks._mixture import mixture
+from fokker.data.source import Arrays
+from fokker.denoiser import Cond, Denoiser, Run, Wrapper
+from fokker.keyed import noise
+from fokker.laws import GaussianMixture
+from fokker.loop import run
+from fokker.measure import EnergyDistance
+from fokker.multimodal import JointDenoiser, LawJoint, NetworkJoint
+from fokker.net.joint import JointMLP
+from fokker.process import Time
+from fokker.train import Rate, Trainer
+from fokker.train.multimodal import MultiModal
+
+EXPECT = (
+    "with exact beliefs joint, marginal and conditional samples are within 6e-3 of their laws by energy distance, where "
+    "replacement in the one-time denoiser has >= 100 x the conditional's (or its sampling error, if larger); for a trained "
+    "perceptron the conditional has <= 0.2 x the exact replacement's"
+)
+PARTS = {"x": (2,), "y": (2,)}
+SAMPLES, STEPS, UPDATES, BATCH = 3000, 40, 2500, 256
+PROCESS = fk.VP()
+
+
+class Replacement(Wrapper):
+    """The tied-time joint denoiser with y overwritten by freshly noised copies of what it should be."""
+
+    def __init__(self, inner: Denoiser, y: Tensor) -> None:
+        super().__init__(inner)
+        self.y, self.row = y, 0
+
+    def reset(self, run: Run) -> None:
+        self.row = 0
+
+    def x0(self, x_t: Tensor, t: Time, **cond: Cond) -> Tensor:
+        self.row += 1
+        eps = noise(tuple(self.y.shape), stream="check", index=1000 + self.row, dtype=x_t.dtype)
+        state = torch.cat([x_t[:, :2], self.process.add_noise(self.y, eps, t)], 1)
+        return torch.cat([self.inner(state, t, **cond)[:, :2], self.y], 1)
+
+
+@functools.cache
+def law(seed: int) -> GaussianMixture:
+    """Eight narrow components over (x, y), so that y says nearly all about x."""
+    return mixture(4, 8, seed, std=(0.1, 0.3))
+
+
+@functools.cache
+def trained(seed: int) -> NetworkJoint:
+    """A perceptron trained on draws of the law."""
+    data = law(seed).sample(20_000, seed=seed + 500).float()
+    joint = NetworkJoint(JointMLP(PARTS, width=128, depth=3, seed=seed), PARTS, PROCESS, float(data.std()))
+    source = Arrays({"x": data[:, :2].contiguous(), "y": data[:, 2:].contiguous()}, "pairs", "draws of a mixture", bounds=None)
+    rate = Rate(peak=3e-3, warmup=20 * BATCH)
+    trainer = Trainer(
+        cast(Any, joint), source, MultiModal(), UPDATES * BATCH, BATCH, rate, seed=seed, conditions=("y",), cpu=True, quiet=True
+    )
+    trainer.run()
+    with trainer.ema.swapped():
+        for parameter in joint.parameters():
+            parameter.data = parameter.data.clone()
+    return joint.eval()
+
+
+def sampled(denoiser: Denoiser, size: int, seed: int) -> Tensor:
+    x1 = PROCESS.start(noise((SAMPLES, size), seed, stream="check", dtype=torch.float64))
+    with torch.no_grad():
+        return run(denoiser, x1, solver="dpmpp-2m", grid="logsnr", steps=STEPS, seed=seed).x0
+
+
+def check(seed: int, null: bool = False) -> Outcome:
+    truth = law(seed)
+    exact = LawJoint(truth, PARTS, PROCESS)
+    reference = truth.sample(2 * SAMPLES, seed=seed + 100)
+    y = truth.sample(SAMPLES, seed=seed + 200)[:, 2:]
+    far = EnergyDistance(floor=False)
+
+    def conditional(joint: JointDenoiser) -> Tensor:
+        free = joint.marginal("x") if null else joint.conditional("x", y=y)
+        return torch.cat([sampled(free, 2, seed), y], 1)
+
+    pairs = sampled(exact.joint(), 4, seed)
+    alone = sampled(exact.marginal("x"), 2, seed)
+    given = far(conditional(exact), reference)
+    swapped = far(sampled(Replacement(exact.joint(), y), 4, seed), reference).value
+    learnt = far(conditional(trained(seed)), reference).value
+    joint, marginal = far(pairs, reference).value, far(alone, reference[:, :2]).value
+    floor = max(given.value, given.error or 0.0)
+    return Outcome(
+        measured={
+            "joint": joint,
+            "marginal": marginal,
+            "conditional": given.value,
+            "conditional, trained": learnt,
+        },
+        baseline={"replacement": swapped, "sampling error of the conditional's": given.error or 0.0},
+        criteria=[
+            Criterion("joint", abs(joint), "<=", 6e-3),
+            Criterion("marginal", abs(marginal), "<=", 6e-3),
+            Criterion("conditional", abs(given.value), "<=", 6e-3),
+            Criterion("replacement over conditional", swapped / floor, ">=", 100.0),
+            Criterion("conditional, trained, over replacement", learnt / swapped, "<=", 0.2),
+        ],
+    )
