@@ -68,6 +68,7 @@ def run(
     y: Tensor | None = None,
     seed: int = 0,
     ids: Sequence[int] | Tensor | None = None,
+    path: Brownian | None = None,
     watch: Watch | None = None,
     gradient: bool = False,
     check: bool = True,
@@ -79,6 +80,7 @@ def run(
              or one per input of a plan that has several (one alone stands for all)
     y        the anchor of an anchored process, the shape of x
     seed, ids  name the noise of stochastic plans: one id per sample, 0 .. batch - 1 unless given
+    path     the Brownian motion that the noise is taken from, for runs that continue each other; made from seed and ids if none
     watch    called after each evaluation with (run, x_t, belief); returning True stops
     gradient keeps the graph, for runs that are differentiated
     check    looks for non-finite values
@@ -109,7 +111,7 @@ def run(
         watch = _anchored(watch, process, y) if watch else None
     begun = time.perf_counter()
     with torch.set_grad_enabled(gradient):
-        outputs, context, stopped = _execute(denoiser, inputs, plan, seed, ids, watch, cond)
+        outputs, context, stopped = _execute(denoiser, inputs, plan, seed, ids, watch, cond, path)
         if check and not gradient and not all(finite(v) for v in outputs):
             _execute(denoiser, inputs, plan, seed, ids, _stop_at_the_first_non_finite, cond)
             raise FokkerError("the run gave non-finite values in its last row, after its last evaluation")
@@ -231,9 +233,10 @@ def _execute(
     ids: Sequence[int] | Tensor | None,
     watch: Watch | None,
     cond: dict[str, Cond],
+    path: Brownian | None = None,
 ) -> tuple[tuple[Tensor, ...], Run, bool]:
     context = Run(inputs[0].shape[0], seed, ids, len(plan.rows), plan=plan)
-    return _rows(denoiser.bind(context), context, inputs, plan, watch, cond)
+    return _rows(denoiser.bind(context), context, inputs, plan, watch, cond, path)
 
 
 def pure(denoiser: Denoiser, plan: Plan) -> Callable[..., Tensor]:
@@ -268,12 +271,14 @@ def _rows(
     plan: Plan,
     watch: Watch | None,
     cond: dict[str, Cond],
+    noise: Brownian | None = None,
 ) -> tuple[tuple[Tensor, ...], Run, bool]:
     first, n = inputs[0], len(plan.rows)
     slots: list[Any] = [None] * (2 * n + len(plan.noises) + 1)
     slots[-1] = first.new_ones(()).expand(first.shape)
     slots[: len(inputs)] = inputs
-    noise = Brownian(tuple(first.shape), context.seed, context.ids, first.dtype, first.device) if plan.noises else None
+    if noise is None and plan.noises:
+        noise = Brownian(tuple(first.shape), context.seed, context.ids, first.dtype, first.device)
     context.table = slots, noise
     state: Any = None
     large = first.numel() >= LARGE
