@@ -4,7 +4,7 @@ Each has beta != 0. x_t - beta(t) y is a plain process with the same alpha and s
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -39,20 +39,20 @@ class MeanReverting(Process):
 
 @dataclass(frozen=True, eq=False)
 class ResidualShift(Process):
-    """x_t = x_0 + eta_t (y - x_0) + kappa sqrt(eta_t) eps, with sqrt(eta) geometric in t^power.
+    """x_t = x_0 + eta_t (y - x_0) + kappa sqrt(eta_t) eps: the mean shifts to y while noise grows with the same schedule.
 
-    Reference: Yue et al. 2023, arXiv 2307.12348 (ResShift).
+    sqrt(eta) = a (b / a)^(t^power) from a = min(0.04 / kappa, 0.04) to b = 0.99. The paper's chain of T steps has the times
+    k / (T - 1) and ends with a step from t = 0, which still has noise, to the data.
+    Reference: Yue et al. 2024, arXiv 2403.07319 (ResShift).
     """
 
     kappa: float = 2.0
-    eta_min: float = 0.0016
-    eta_max: float = 0.999
     power: float = 0.3
     anchored = True
     end = 0.0
 
     def _eta(self, t: Tensor) -> Tensor:
-        low, high = self.eta_min**0.5, self.eta_max**0.5
+        low, high = min(0.04 / self.kappa, 0.04), 0.99
         # t^power has an infinite slope at 0, where its value is wanted exactly
         warped = torch.where(t > 0, t.clamp_min(1e-300) ** self.power, torch.zeros_like(t))
         eta: Tensor = (low * (high / low) ** warped) ** 2
@@ -70,23 +70,47 @@ class ResidualShift(Process):
 
 @dataclass(frozen=True, eq=False)
 class ResidualDenoising(Process):
-    """x_t = x_0 + a(t) (y - x_0) + b(t) eps with a = 1 - (1 - t)^2 (residual first) and b^2 = noise^2 t^2.
+    """x_t = x_0 + a(t) (y - x_0) + b(t) eps: the residual and the noise have clocks of their own.
 
-    a and b are the cumulated residual and noise of the paper's decreasing and increasing schedules.
+    a = 1 - (1 - t)^(falling + 1) and b = noise t^((rising + 1) / 2) are the sums of increments that fall as (1 - t)^falling
+    and of variances that rise as t^rising. `noise` is 1 for generation and 0.1 for restoration in the paper.
     Reference: Liu et al. 2024, arXiv 2308.13712 (RDDM).
     """
 
     noise: float = 1.0
+    falling: float = 1.0
+    rising: float = 1.0
     anchored = True
 
     def _alpha(self, t: Tensor) -> Tensor:
-        return (1 - t) ** 2
+        return (1 - t) ** (self.falling + 1)
 
     def _beta(self, t: Tensor) -> Tensor:
-        return 1 - (1 - t) ** 2
+        return 1 - self._alpha(t)
 
     def _sigma(self, t: Tensor) -> Tensor:
-        return self.noise * t
+        return self.noise * t ** ((self.rising + 1) / 2)
+
+
+@dataclass(frozen=True, eq=False)
+class ResidualForm(Process):
+    """A plain process with its signal's decay read as a shift to y: x_t = alpha x_0 + (1 - alpha) y + sigma eps.
+
+    With y = 0 it is the process itself, which is how RDDM contains DDIM; with an observation it restores with the schedule
+    of a generator. Reference: Liu et al. 2024, arXiv 2308.13712, section 4.
+    """
+
+    of: Process = field(default_factory=VP)
+    anchored = True
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        return self.of.alpha(t)
+
+    def _beta(self, t: Tensor) -> Tensor:
+        return 1 - self.of.alpha(t)
+
+    def _sigma(self, t: Tensor) -> Tensor:
+        return self.of.sigma(t)
 
 
 @dataclass(frozen=True, eq=False)

@@ -87,7 +87,8 @@ def test_closed_forms_of_the_classics():
     assert torch.allclose(MeanReverting().sigma(t) ** 2, 0.09 * (1 - torch.exp(-2 * theta)), rtol=1e-12)
     shift = ResidualShift()
     assert torch.allclose(shift.sigma(t) ** 2, 4 * shift.beta(t), rtol=1e-13)
-    assert abs(shift.beta(0.0) - 0.0016) < 1e-15 and abs(shift.beta(1.0) - 0.999) < 1e-15
+    assert abs(shift.beta(0.0) - 0.02**2) < 1e-15 and abs(shift.beta(1.0) - 0.99**2) < 1e-15
+    assert ResidualShift(kappa=0.5).sigma(0.0) == pytest.approx(0.5 * 0.04)
     a = (fk.Resfusion().alpha(t) + 1) / 2
     assert torch.allclose(fk.Resfusion().beta(t), 1 - a) and torch.allclose(fk.Resfusion().sigma(t) ** 2, 1 - a**2)
     ouve, k = fk.OUVE(), math.log(10.0)

@@ -1,0 +1,73 @@
+"""RDDM (Liu et al. 2024, arXiv 2308.13712): the residual and the noise of a degraded picture go by clocks of their own.
+
+Theory: DDIM is the case in which the residual's clock is 1 - alpha of a generator and the observation is zero; with an exact
+denoiser either clock may be changed after the fact, at the price of the solver's error alone. From the degraded picture with
+little noise (0.1) five steps leave less error than DDIM from pure noise with the same exact conditional denoiser on the better
+of two grids (see `_restored`).
+
+Null: noise of the generator's size (1) enters the run, whose denoiser and plan are those of 0.1.
+"""
+
+import torch
+
+from fokker.anchored import ResidualDenoising, ResidualForm
+from fokker.checks import Criterion, Outcome
+from fokker.checks._restored import DRAWS, MEASUREMENTS, SIDE, Scene
+from fokker.grids import LogSNR, Uniform
+from fokker.keyed import noise
+from fokker.loop import sample
+from fokker.measure.kernel import EnergyDistance
+from fokker.process import VP
+from fokker.solve.onestep import DDIM
+from fokker.solve.shifting import ResidualAncestral
+
+EXPECT = (
+    "a generator's schedule with the observation zero is DDIM to 1e-8; at 5 steps from the degraded picture with noise 0.1 "
+    "energy distance <= 0.7 x DDIM's from noise; at 50 steps a schedule changed afterwards moves it by < 0.02"
+)
+EXACT = ResidualAncestral(eta=0.0)
+
+
+def same(scene: Scene) -> float:
+    """The largest difference between DDIM and its residual form, over a run of ten steps."""
+    x1 = noise((64, SIDE**2), scene.seed, dtype=torch.float64)
+    ends = []
+    for process, solver in ((VP(), DDIM()), (ResidualForm(VP()), EXACT)):
+        y = torch.zeros_like(x1) if process.anchored else None
+        start = process.start(x1, y)
+        denoiser = scene.posteriors[0].denoiser(process)
+        ends.append(sample(denoiser, start, solver.plan(process, Uniform(10, end=0)), y=y))
+    return float((ends[0] - ends[1]).abs().max())
+
+
+def energy(scene: Scene, process: ResidualDenoising, steps: int, loud: bool = False) -> float:
+    """The energy distance of the deterministic sampler; `loud` starts it with ten times the noise."""
+    plan = EXACT.plan(process, Uniform(steps, end=0))
+    if not loud:
+        return scene.energy(process, plan)
+    found = 0.0
+    for k in range(MEASUREMENTS):
+        y, ids = scene.anchors[k].expand(DRAWS, -1), torch.arange(DRAWS) + 1000 * k
+        start = process.start(10 * noise((DRAWS, SIDE**2), scene.seed, ids, dtype=torch.float64), y)
+        out = sample(scene.posteriors[k].denoiser(process), start, plan, y=y)
+        found += float(EnergyDistance()(out, scene.posteriors[k].sample(DRAWS, scene.seed + 1)).value) / MEASUREMENTS
+    return found
+
+
+def check(seed: int, null: bool = False) -> Outcome:
+    scene, vp = Scene(seed), VP()
+    quiet = ResidualDenoising(noise=0.1)
+    few, many = energy(scene, quiet, 5, null), energy(scene, quiet, 50, null)
+    other = energy(scene, ResidualDenoising(noise=0.1, falling=0.0, rising=2.0), 50, null)
+    ddim = min(scene.energy(vp, DDIM().plan(vp, grid(5, end=0))) for grid in (Uniform, LogSNR))
+    wide = energy(scene, ResidualDenoising(noise=1.0), 5)
+    gap = same(scene)
+    return Outcome(
+        measured={"energy at 5": few, "energy at 5, noise 1": wide, "energy at 50": many, "energy at 50, changed": other},
+        baseline={"DDIM from noise at 5": ddim},
+        criteria=[
+            Criterion("residual form against DDIM", gap, "<=", 1e-8),
+            Criterion("over DDIM at 5", few / ddim, "<=", 0.7),
+            Criterion("change of schedule at 50", abs(other - many), "<", 0.02),
+        ],
+    )
