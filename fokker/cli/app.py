@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from fokker.cli import arena, catalogue, data, demo, likelihood, plan, sample, train, tune
+from fokker.cli import arena, catalogue, classify, data, demo, likelihood, plan, sample, train, tune, write
 
 app = typer.Typer(
     name="fokker",
@@ -35,5 +35,5 @@ def options(
     """Diffusion models on one algebra: sample, train, restore, edit, measure, cite."""
 
 
-for group in (demo, sample, train, plan, tune, arena, data, catalogue, likelihood):
+for group in (demo, sample, train, plan, tune, arena, data, catalogue, likelihood, classify, write):
     group.add(app)
