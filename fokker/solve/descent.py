@@ -36,7 +36,7 @@ class Pool:
     weight: Tensor | None = None
 
     def __post_init__(self) -> None:
-        self.scale = float(self.mean(self.truth.flatten(1).square().sum(1)))
+        self.scale = float(self.mean(self.truth.flatten(1).square().sum(1).to("cpu", torch.float64)))
 
     def mean(self, v: Tensor) -> Tensor:
         """The mean of v (n,) over the noises that the samples stand for."""
@@ -65,8 +65,8 @@ class Pool:
         return torch.cat([run(self.denoiser, p.start, plan, check=False, **p.cond).x0 for p in parts])
 
     def errors(self, plan: Plan) -> Tensor:
-        """The squared distance of each end point to the true one, relative to the mean square of these, (n,) in float64."""
-        each = (self.end(plan) - self.truth).flatten(1).to(torch.float64).square().sum(1) / self.scale
+        """The squared distance of each end point to the true one, over the mean square of these, (n,) float64 on the CPU."""
+        each = (self.end(plan) - self.truth).flatten(1).to(torch.float64).square().sum(1).cpu() / self.scale
         return torch.nan_to_num(each, nan=WORST, posinf=WORST).clamp_max(WORST)
 
     def rms(self, plan: Plan) -> float:
@@ -158,13 +158,13 @@ def _equations(table: Table, moves: Moves, pool: Pool, weight: Tensor, p: float)
     for i in range(0, len(pool), size):
         part = pool.part(slice(i, i + size))
         jacobian, residual = _jacobian(table, moves, part, tails, moved, h)
-        error = residual.square().sum(1).to(torch.float64) / pool.scale + TINY
-        reach = jacobian.square().sum((0, 2)).to(torch.float64) / pool.scale
+        error = residual.square().sum(1).to("cpu", torch.float64) / pool.scale + TINY
+        reach = jacobian.square().sum((0, 2)).to("cpu", torch.float64) / pool.scale
         w = weight[i : i + size] * error ** (p / 2 - 1)
         # near a boundary between modes a derivative explodes, and says nothing about a step of finite length
         w = torch.where(torch.isfinite(reach) & torch.isfinite(error), w / (1 + reach / (30 * reach.nanmedian())), 0.0)
         good = w > 0
-        jacobian, residual, w = jacobian[:, good], residual[good], w[good].to(jacobian.dtype)
+        jacobian, residual, w = jacobian[:, good], residual[good], w[good].to(jacobian)
         weighted = (jacobian * w[None, :, None]).flatten(1)
         normal += (weighted @ jacobian.flatten(1).T).to(torch.float64).cpu()
         slope += (weighted @ residual.flatten()).to(torch.float64).cpu()

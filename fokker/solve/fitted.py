@@ -100,6 +100,8 @@ def fit(
     Raises FokkerError where the model gives numbers that are not finite.
     """
     n, sources = len(times), [x1]
+    context = Run(len(x1), rows=n + 1)
+    bound = denoiser.bind(context)
     weights = torch.zeros(n + 1, n + 1, dtype=torch.float64)
     for k in range(n + 1):
         target = trajectories.at(float(times[k])) if k < n else truth
@@ -109,8 +111,9 @@ def fit(
         for c, source in zip(weights[k, 1 : k + 1].tolist(), sources[1:], strict=True):
             x = x + c * source
         if k < n:
+            context.row, context.t = k, float(times[k])
             with torch.no_grad():
-                sources.append(denoiser(x, float(times[k]), **cond))
+                sources.append(bound(x, context.t, **cond))
             if not bool(torch.isfinite(sources[-1]).all()):
                 raise FokkerError(f"the denoiser gave numbers that are not finite at t={float(times[k]):.4g}")
     error = float((x - truth).square().mean().sqrt() / truth.square().mean().sqrt().clamp_min(1e-300))
