@@ -5,7 +5,6 @@ the posterior is a mixture again, so that the denoiser conditioned on the measur
 of a sampler are held against 400 of the posterior by the energy distance, averaged over the measurements.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -48,17 +47,17 @@ class Scene:
         self.anchors = 4 * measured @ matrix
         self.posteriors = [law.posterior(matrix, y, NOISE) for y in measured]
 
-    def draws(self, process: Process, plan: Plan, k: int, many: int = DRAWS) -> Tensor:
-        """Samples for measurement k from the process's own start, with the denoiser that knows the measurement."""
+    def draws(self, process: Process, plan: Plan, k: int, many: int = DRAWS, loud: float = 1.0) -> Tensor:
+        """Samples for measurement k from the process's own start (its noise times `loud`), with the denoiser that knows it."""
         y = self.anchors[k].expand(many, -1) if process.anchored else None
         ids = torch.arange(many) + 1000 * k
-        x1 = process.start(noise((many, SIDE**2), self.seed, ids, dtype=torch.float64), y)
+        x1 = process.start(loud * noise((many, SIDE**2), self.seed, ids, dtype=torch.float64), y)
         return sample(self.posteriors[k].denoiser(process), x1, plan, seed=self.seed, ids=ids, y=y)
 
-    def energy(self, process: Process, plan: Plan, change: Callable[[Tensor], Tensor] = lambda x: x) -> float:
+    def energy(self, process: Process, plan: Plan, loud: float = 1.0) -> float:
         """The energy distance of samples to the posterior, the mean over measurements."""
         metric, found = EnergyDistance(), 0.0
         for k in range(MEASUREMENTS):
             truth = self.posteriors[k].sample(DRAWS, self.seed + 1)
-            found += float(metric(change(self.draws(process, plan, k)), truth).value) / MEASUREMENTS
+            found += float(metric(self.draws(process, plan, k, loud=loud), truth).value) / MEASUREMENTS
         return found
