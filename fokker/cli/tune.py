@@ -38,7 +38,7 @@ def tune(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     end: Annotated[float | None, typer.Option(min=0, max=1, help="Time to end at; 0 goes to x_0.")] = None,
     seconds: Annotated[float, typer.Option(min=1, help="For everything; -n and --steps follow unless given.")] = 40.0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="Of a model: auto, cpu or cuda.")] = "auto",
     out: Annotated[Path, typer.Option(help="Write the plan here as JSON.")] = Path("plan.json"),
     json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
@@ -54,9 +54,10 @@ def tune(
         raise FokkerError("give either --law or --model")
     if model is not None and process is not None:
         raise FokkerError("a model has its own process; leave out --process")
-    if law is not None and (prompt or cond or guidance):
+    if law is not None and (prompt is not None or cond or guidance):
         raise FokkerError("--prompt, --cond and --guidance are for a model; a law takes --label")
     job.check_writable(out)
+    device = job.device_of(device)
     if law is not None:
         denoiser, shape, given = _law(law, "vp" if process is None else process, label)
     else:
@@ -109,7 +110,7 @@ def _model(
 ) -> "tuple[Denoiser, tuple[int, ...], dict[str, Any]]":
     from fokker import model as models
 
-    loaded = models.load(name, job.device_of(device))
+    loaded = models.load(name, device)
     rows = math.lcm(*(len(v) for v in asked.values() if isinstance(v, list)))
     if rows > 4096:
         raise FokkerError(f"these conditions come round after {rows} samples only; give lists whose lengths fit")
