@@ -13,7 +13,8 @@ import functools
 from torch import Tensor
 
 from fokker.checks import Criterion, Outcome
-from fokker.data import toy
+from fokker.data.source import Arrays
+from fokker.data.toys.pde import build
 from fokker.forecast import PDERefiner, RefinerDenoiser, RefinerLoss, band_error, correlation_time
 from fokker.forecast.refiner import scales
 from fokker.net import UNet
@@ -26,13 +27,17 @@ EXPECT = (
 )
 BANDS = ((1, 4), (5, 8), (9, 12), (13, 15), (16, 20))
 BATCH, UPDATES, PASSES, INTERVAL = 16, 600, 3, 0.5
-EQUATION = {"length": 32.0, "warmup": 25.0, "points": 64, "interval": INTERVAL}
+
+
+def fields(n: int, seed: int, split: str, frames: int, pairs: bool) -> Arrays:
+    """Trajectories of the equation, or their successive snapshots."""
+    return build(n, seed, split, "ks", 64, frames, INTERVAL, length=32.0, warmup=25.0, pairs=pairs)
 
 
 @functools.cache
 def trained(seed: int, passes: int) -> PDERefiner:
     """A surrogate with so many passes, trained from the seed."""
-    pairs = toy("pde", n=48, seed=seed, frames=64, pairs=True, **EQUATION)
+    pairs = fields(48, seed, "train", 64, True)
     data = pairs.batch(range(len(pairs)))
     std, scale = scales(data["x"], data["previous"])
     net = UNet(dim=1, width=32, mults=(1, 2), blocks=1, mid_attention=False, image_channels=1, periodic=True, seed=seed)
@@ -65,7 +70,7 @@ def judged(refiner: PDERefiner, truth: Tensor, seed: int) -> tuple[Tensor, float
 
 
 def check(seed: int, null: bool = False) -> Outcome:
-    truth = toy("pde", n=8, seed=seed, split="test", frames=121, **EQUATION).batch(range(8))["x"]
+    truth = fields(8, seed, "test", 121, False).batch(range(8))["x"]
     truth = truth[:, 0, :, None]
     plain, refiner = trained(seed, 0), trained(seed, 0 if null else PASSES)
     bands, error, lasting = judged(refiner, truth, seed)
