@@ -7,9 +7,12 @@ The bounds are about mixtures whose structure the grid resolves: a solver of ord
 against the scale on which the belief changes, which for a component of deviation s is the log-SNR around -2 log s. The
 grids in time of these checks take their last step, of two units of half log-SNR and more, from sigma of about 0.08 down to
 0.01. So the law is that of the other checks (`_mixture`: turned components with deviations from 0.2 to 0.6), which is
-settled before that step. This was written down before it was measured. The law of the first measurements (`fine`:
-`laws.lowrank` with deviation 0.05 in half of the directions, which changes within the last step, and on which bounds were
-missed) is measured and reported beside it.
+settled before that step. The law of the first measurements (`fine`: `laws.lowrank` with deviation 0.05 in half of the
+directions, which changes within the last step, and on which bounds were missed) is measured and reported beside it.
+
+That reason came after the misses, and some of the solvers had by then been seen to pass on draws 0 to 2 of `_mixture`. So
+what is judged are draws that nobody had looked at, from `FRESH` on: fixed here, with all bounds as they were, and then
+measured once.
 """
 
 import math
@@ -30,12 +33,13 @@ from fokker.solve import Solver
 from fokker.solve.multistep import DPMSolverPP
 
 SAMPLES = 256
+FRESH = 4000
 SCALE = 7.5
 
 
 def law(seed: int, dim: int, components: int) -> laws.GaussianMixture:
     """The mixture of a check at a seed, every component a class."""
-    found = mixture(dim, components, seed)
+    found = mixture(dim, components, FRESH + seed)
     return laws.GaussianMixture(found.weights, found.means, found.covs, torch.arange(components))
 
 
