@@ -281,7 +281,7 @@ def _rows(
         noise = Brownian(tuple(first.shape), context.seed, context.ids, first.dtype, first.device)
     context.table = slots, noise
     state: Any = None
-    large = first.numel() >= LARGE
+    large = not torch.compiler.is_exporting() and first.numel() >= LARGE  # an exported graph is for any batch
     for row in compiled(plan):
         k = row.row
         if noise is not None:

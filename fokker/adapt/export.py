@@ -78,7 +78,9 @@ def _as_it_was(model: PretrainedModel, path: Path) -> Path:
     elif isinstance(net, diffusers.UNet2DModel):
         diffusers.LDMPipeline(vae, net, scheduler).save_pretrained(path, safe_serialization=True)
     else:
-        raise FokkerError("the text encoders of this pipeline were not loaded; load it with text=True to write it whole")
+        raise FokkerError(
+            "the text encoders of this pipeline were not loaded; load it with text=True to write it whole"
+        )
     return path
 
 
@@ -87,7 +89,9 @@ def betas_of(process: Process, rows: int = ROWS) -> list[float]:
     t = torch.arange(1, rows + 1, dtype=torch.float64) / rows
     alpha, sigma = process.alpha(t), process.sigma(t)
     if process.anchored or float((alpha**2 + sigma**2 - 1).abs().max()) > 1e-6:
-        raise FokkerError(f"{process.name} is not variance preserving, so it has no betas; train on VP, or with prediction edm")
+        raise FokkerError(
+            f"{process.name} is not variance preserving, so it has no betas; train on VP, or with prediction edm"
+        )
     bar = torch.cat([torch.ones(1, dtype=torch.float64), alpha**2])
     betas: list[float] = (1 - bar[1:] / bar[:-1]).tolist()
     return betas
@@ -100,8 +104,9 @@ def _ddim(model: Model, net: UNet2D, size: Any, path: Path) -> None:
     betas = betas_of(denoiser.process)
     weights = {k: v.detach().to("cpu", torch.float32) for k, v in net.net.state_dict().items()}
     weights["time_proj.weight"] = _features(denoiser, net)
-    config = {**net.net.config, "sample_size": size, "time_embedding_type": "learned", "num_train_timesteps": ROWS}
-    written = diffusers.UNet2DModel.from_config(config)
+    config = {k: v for k, v in net.net.config.items() if not k.startswith("_")}
+    config |= {"sample_size": size, "time_embedding_type": "learned", "num_train_timesteps": ROWS}
+    written = diffusers.UNet2DModel(**config)
     written.load_state_dict(weights)
     scheduler = diffusers.DDIMScheduler(
         num_train_timesteps=ROWS,

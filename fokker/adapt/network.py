@@ -92,10 +92,10 @@ class Adapted(nn.Module):
         if missing:
             words = [name for name in missing if name not in KEPT and name != "label"]
             if "label" in missing and self.null_label is not None:
-                given["label"] = torch.full((len(x),), -1, device=x.device)
+                given["label"] = torch.full((x.shape[0],), -1, device=x.device)
             if words and self.empty is not None:
                 none = self.empty()
-                given |= {name: none[name].to(x.device).expand(len(x), *none[name].shape[1:]) for name in words}
+                given |= {name: none[name].to(x.device).expand(x.shape[0], *none[name].shape[1:]) for name in words}
             missing = [name for name in missing if name not in given]
         if missing:
             how = {"label": "one class a sample, int64", "image": "what stands beside x"}
@@ -123,5 +123,5 @@ class Adapted(nn.Module):
             none = self.empty()
             for name in words:
                 value = none[name].to(cond[name])
-                out[name] = value.expand(len(cond[name]), *value.shape[1:])
+                out[name] = value.expand(cond[name].shape[0], *value.shape[1:])
         return out

@@ -92,7 +92,9 @@ def _size(cond: dict[str, Tensor], batch: int | None) -> int:
     n = 2 if batch is None else batch
     for name, value in cond.items():
         if not isinstance(value, Tensor) or not value.ndim or len(value) != n:
-            raise FokkerError(f"give the condition {name!r} as a tensor of {n} rows, an example of what the file will take")
+            raise FokkerError(
+                f"give the condition {name!r} as a tensor of {n} rows, an example of what the file will take"
+            )
     return n
 
 
@@ -104,7 +106,9 @@ def _export(
     try:
         import onnxscript  # noqa: F401
     except ImportError:
-        raise FokkerError("ONNX files need onnx and onnxscript; install them with pip install onnx onnxscript") from None
+        raise FokkerError(
+            "ONNX files need onnx and onnxscript; install them with pip install onnx onnxscript"
+        ) from None
     module = copy.copy(module).eval()
     heavy = sum(p.numel() * p.element_size() for p in module.parameters()) > LARGEST
     shapes = None
@@ -156,4 +160,6 @@ def _same(
         wanted: Tensor = module(*given)
     off = float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1e-12))
     if not off <= tolerance:
-        raise FokkerError(f"the file differs from the network by {off:.1e} of its largest number, above {tolerance:g}; not kept")
+        raise FokkerError(
+            f"the file differs from the network by {off:.1e} of its largest number, above {tolerance:g}; not kept"
+        )

@@ -39,8 +39,8 @@ class PixArt(Adapted):
         if self.net.use_additional_conditions:
             height, width = self.factor * x.shape[-2], self.factor * x.shape[-1]
             added = {
-                "resolution": x.new_tensor([height, width]).expand(len(x), 2),
-                "aspect_ratio": x.new_tensor([height / width]).expand(len(x), 1),
+                "resolution": x.new_tensor([height, width]).expand(x.shape[0], 2),
+                "aspect_ratio": x.new_tensor([height / width]).expand(x.shape[0], 1),
             }
         mask = cond.get("token_mask")
         out: Tensor = self.net(
@@ -110,7 +110,7 @@ class Flux(Adapted):
         place[..., 2] += torch.arange(width // 2, device=x.device)[None, :]
         told = None
         if self.config.guidance_embeds:
-            told = cond.get("guidance", x.new_full((len(x),), self.guidance_default)).float()
+            told = cond.get("guidance", x.new_full((x.shape[0],), self.guidance_default)).float()
         packed = pack(x)
         if "image" in cond:
             packed = torch.cat([packed, pack(cond["image"])], -1)

@@ -78,7 +78,7 @@ class UNet2DCondition(Adapted):
             added = {"text_embeds": cond["pooled"], "time_ids": cond.get("time_ids", self.sizes(x, cond["pooled"]))}
         told = None
         if self.distilled:
-            default = x.new_full((len(x),), self.guidance_default, dtype=torch.float32)
+            default = x.new_full((x.shape[0],), self.guidance_default, dtype=torch.float32)
             told = scale_embedding(cond.get("guidance", default) - 1, self.distilled).to(x.dtype)
         out: Tensor = self.net(
             beside(x, cond),
@@ -99,7 +99,7 @@ class UNet2DCondition(Adapted):
                 f"this UNet2DConditionModel takes {wanted} numbers in time_ids=, not the six of a base model; give them"
             )
         height, width = self.factor * x.shape[-2], self.factor * x.shape[-1]
-        return x.new_tensor([height, width, 0, 0, height, width]).expand(len(x), 6)
+        return x.new_tensor([height, width, 0, 0, height, width]).expand(x.shape[0], 6)
 
 
 def beside(x: Tensor, cond: dict[str, Tensor]) -> Tensor:

@@ -29,7 +29,7 @@ class DiffusersVAE(Codec):
             name = str(vae.get("_class_name"))
             if name not in KINDS:
                 raise unknown("autoencoder", name, KINDS)
-            made = getattr(diffusers, name).from_config({k: v for k, v in vae.items() if k != "_class_name"})
+            made = getattr(diffusers, name).from_config({k: v for k, v in vae.items() if not k.startswith("_")})
         if not any(isinstance(made, getattr(diffusers, k)) for k in KINDS):
             raise unknown("autoencoder", type(made).__name__, KINDS)
         c: Any = made.config

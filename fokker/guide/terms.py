@@ -45,10 +45,11 @@ def branches(denoiser: Denoiser, x_t: Tensor, t: Time, conds: list[dict[str, Any
     if not (batched and fits and denoiser.stackable):
         return [denoiser(x_t, t, **c) for c in conds]
     n = len(conds)
-    times = torch.cat([t] * n) if isinstance(t, Tensor) and t.ndim and len(t) == len(x_t) else t
+    # shapes and not lengths, which would fix the batch of an exported graph
+    times = torch.cat([t] * n) if isinstance(t, Tensor) and t.ndim and t.shape[0] == x_t.shape[0] else t
     joint = {k: torch.cat([c[k] for c in conds]) for k in names}
     answer: Tensor = denoiser(torch.cat([x_t] * n), times, **joint)
-    return list(answer.chunk(n))
+    return list(answer.unflatten(0, (n, -1)).unbind())
 
 
 def beliefs(parts: Sequence[Part], x_t: Tensor, t: Time, batched: bool = True) -> list[Tensor]:

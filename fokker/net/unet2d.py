@@ -44,9 +44,13 @@ class UNet2D(Network):
         super().__init__({"kind": "unet2d", "patch": 1, **config})
         del self.config["patch"]
         if dim != 2 or tokens:
-            raise FokkerError(f"dim={dim}, tokens={tokens}: a UNet2DModel works on images, without text; use kind: unet")
+            raise FokkerError(
+                f"dim={dim}, tokens={tokens}: a UNet2DModel works on images, without text; use kind: unet"
+            )
         if not mults or len(attention) != len(mults) or width % 4:
-            raise FokkerError(f"give mults, a flag of attention for each of them, and a width (here {width}) divisible by 4")
+            raise FokkerError(
+                f"give mults, a flag of attention for each of them, and a width (here {width}) divisible by 4"
+            )
         try:
             from diffusers import UNet2DModel
         except ImportError:
