@@ -46,6 +46,7 @@ COMMANDS = dict(leaves(typer.main.get_command(app)))
 RIGHT: dict[tuple[str, ...], list[str]] = {
     ("sample",): ["--model", "{tiny}.safetensors", "--steps", "2", "--out", "x.npz"],
     ("rerun",): ["{sample}.png"],
+    ("restore",): ["{pictures}/40.png", "x.png", "--steps", "2"],
     ("train",): ["{recipe}.yaml"],
     ("plan",): ["ddim", "--steps", "2"],
     ("likelihood",): ["--law", "ring", "-n", "3"],
