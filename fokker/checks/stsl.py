@@ -44,7 +44,8 @@ def check(seed: int, null: bool = False) -> Outcome:
         return fk.sample(STSL(denoiser, A, y, NOISE, lam=LAM, eta=eta), start, plan, seed=seed)
 
     def belief(probe: float) -> Tensor:
-        return STSL(denoiser, A, y, NOISE, lam=LAM, eta=0.0, probe=probe)(random, 0.9)
+        found: Tensor = STSL(denoiser, A, y, NOISE, lam=LAM, eta=0.0, probe=probe)(random, 0.9)
+        return found
 
     def error(x: Tensor) -> float:
         return float(((x - z) @ decoder.T).square().mean())
