@@ -36,7 +36,8 @@ class Modes(Denoiser):
         scores = self.prior - distance / (2 * ((alpha * SPREAD) ** 2 + sigma**2))[..., None]
         if logits is not None:
             scores = scores + logits.unflatten(-1, self.prior.shape)
-        return scores.flatten(1).softmax(1).unflatten(1, self.prior.shape)
+        maps: Tensor = scores.flatten(1).softmax(1)
+        return maps.reshape(-1, *self.prior.shape)
 
     def belief(self, x_t: Tensor, t: Time, maps: Tensor) -> Tensor:
         """E[x_0 | x_t] where the modes have these responsibilities."""
@@ -45,7 +46,7 @@ class Modes(Denoiser):
         gain = alpha * SPREAD**2 / ((alpha * SPREAD) ** 2 + sigma**2)
         return mean + gain * (x_t - alpha * mean)
 
-    def x0(self, x_t: Tensor, t: Time, logits: Tensor | None = None) -> Tensor:
+    def x0(self, x_t: Tensor, t: Time, logits: Tensor | None = None) -> Tensor:  # type: ignore[override]
         return self.belief(x_t, t, self.maps(x_t, t, logits))
 
     def _noise(self, x_t: Tensor, t: Time) -> tuple[Tensor, Tensor]:
@@ -63,7 +64,7 @@ class Lending(Wrapper):
     def reset(self, run: Run) -> None:
         self.step, self.row = -1, -1
 
-    def x0(self, x_t: Tensor, t: Time, logits: Tensor | None = None) -> Tensor:
+    def x0(self, x_t: Tensor, t: Time, logits: Tensor | None = None) -> Tensor:  # type: ignore[override]
         assert self.run is not None
         if self.run.row != self.row:
             self.row, self.step = self.run.row, self.step + 1

@@ -55,7 +55,8 @@ def check(seed: int, null: bool = False) -> Outcome:
 
     def random(k: int) -> Tensor:
         v = noise((1, *h.shape[1:]), seed, [k], stream="check")[0]
-        return v / v.norm()
+        unit: Tensor = v / v.norm()
+        return unit
 
     plain = end(random(0), 0.0)
     found = space.pca(h, 3)

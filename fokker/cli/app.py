@@ -4,7 +4,21 @@ from typing import Annotated
 
 import typer
 
-from fokker.cli import arena, catalogue, classify, data, demo, likelihood, plan, restore, sample, train, tune, write
+from fokker.cli import (
+    arena,
+    catalogue,
+    classify,
+    data,
+    demo,
+    edit,
+    likelihood,
+    plan,
+    restore,
+    sample,
+    train,
+    tune,
+    write,
+)
 
 app = typer.Typer(
     name="fokker",
@@ -35,5 +49,5 @@ def options(
     """Diffusion models on one algebra: sample, train, restore, edit, measure, cite."""
 
 
-for group in (demo, sample, restore, train, plan, tune, arena, data, catalogue, likelihood, classify, write):
+for group in (demo, sample, restore, edit, train, plan, tune, arena, data, catalogue, likelihood, classify, write):
     group.add(app)

@@ -67,6 +67,7 @@ def edit(
     control: Control | None = None,
     trajectory: Trajectory | None = None,
     null_text: NullText | None = None,
+    rate: float = 1e-2,
 ) -> Edited:
     """Edit `x_0` (batch, ...) from the source to the target condition by two branches in one batch.
 
@@ -81,7 +82,7 @@ def edit(
                 target: `AttentionControl`, or a function denoiser -> denoiser; it lies inside the guidance
     start       the time where the edit begins: below 1 keeps more of the sample
     source, target  conditions by name, with a row a sample
-    trajectory  an inversion made before; null_text, an optimisation made before
+    trajectory  an inversion made before; null_text, an optimisation made before; rate, that of one made here
 
     Raises FokkerError for an unknown rectification and for conditions that do not fit each other.
     """
@@ -97,7 +98,7 @@ def edit(
     if rectify == "direct":
         plan = rectified(plan, found)
     elif rectify == "null-text":
-        text = null_text or NullText.fit(denoiser, found, scale=scale, **source)
+        text = null_text or NullText.fit(denoiser, found, scale=scale, rate=rate, **source)
         spent += 0.0 if null_text else text.nfe
         guided = PerStepNull(inner, text)
     trace = run(guided, torch.cat([found.noise, found.noise]), plan, **both)
