@@ -10,7 +10,7 @@ from laws_for_tests import F64, GRIDS, PROCESSES
 
 import fokker as fk
 from fokker.errors import FokkerError
-from fokker.grids import FAINTEST, Karras, LogSNR, Quadratic, Times, Uniform, VPTime, reversed_times
+from fokker.grids import FAINTEST, Karras, LogSNR, Quadratic, Shifted, Times, Uniform, VPTime, reversed_times
 
 EVERY = [(g, p) for g in GRIDS for p in PROCESSES]
 
@@ -57,6 +57,20 @@ def test_spacings():
     sigma = edm.sigma(Karras(17).times(edm))
     expected = (80 ** (1 / 7) + torch.arange(18, dtype=F64) / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
     assert torch.allclose(sigma, expected, rtol=1e-9)
+
+
+def test_a_shift_multiplies_the_noise_level():
+    flow = fk.Flow()
+    even, moved = (Shifted(8, start=0.9, end=0.1, shift=s).times(flow) for s in (1.0, 3.0))
+    assert torch.allclose(even, Uniform(8, start=0.9, end=0.1).times(flow), rtol=1e-12)
+    odds = moved / (1 - moved) / 3
+    assert torch.allclose((odds / (1 + odds)).diff(), (odds / (1 + odds)).diff()[:1].expand(8), rtol=1e-9)
+    # SD3's 28 steps: the times 1, 1 - 1/28, ... shifted by 3, and x_0
+    u = torch.arange(28, 0, -1, dtype=F64) / 28
+    times = Shifted(28, end=0, shift=3.0).times(flow)
+    assert times[0] == 1.0 and times[-1] == 0 and (times[1] - 3 * u[1] / (1 + 2 * u[1])).abs() < 1e-3
+    with pytest.raises(FokkerError, match="shift=0"):
+        Shifted(4, shift=0)
 
 
 @pytest.mark.parametrize("grid", ["logsnr", "karras", "vp-time"])
