@@ -1,0 +1,130 @@
+"""Energies: exact ones are the law's denoiser and sampler, the chain is a constant to the loss, and what is refused."""
+
+import math
+
+import pytest
+import torch
+from laws_for_tests import F64
+from torch import nn
+
+import fokker as fk
+from fokker.energy import CooperativeEnergy, Ladder, ResidualEnergy
+from fokker.errors import FokkerError
+from fokker.net.mlp import MLP
+from fokker.train import Key
+from fokker.train.recovery import RecoveryLikelihood
+
+LAW = fk.laws.GaussianMixture([0.5, 0.5], [[-0.6, 0.2], [0.7, -0.3]], 0.15)
+LADDER = Ladder()
+
+
+class ExactEnergy(nn.Module):
+    """log p of y = r x_k, from the law."""
+
+    def forward(self, y, k):
+        r = LADDER.steps()[0][k][:, None]
+        return LAW.log_prob_t(y.to(F64) / r, k.to(F64) / LADDER.levels, LADDER).to(y.dtype)
+
+
+def exact(moves=15, step=0.4, initialiser=None):
+    return CooperativeEnergy(ExactEnergy(), initialiser, LADDER, moves, step)
+
+
+def test_the_rungs_are_a_markov_chain_of_unit_variance():
+    a, s = LADDER.rungs()
+    r, v = LADDER.steps()
+    assert torch.allclose(a**2 + s**2, torch.ones(7, dtype=F64))
+    true_r = a[1:] / a[:-1]
+    assert torch.allclose(true_r**2 * s[:-1] ** 2 + v, s[1:] ** 2)
+    assert torch.equal(r[:-1], true_r[:-1]) and r[-1] == 1
+    assert LADDER.logsnr(0.0).item() == pytest.approx(9.8) and LADDER.logsnr(1.0).item() == pytest.approx(-5.1)
+
+
+def test_an_exact_energy_is_the_laws_denoiser():
+    denoiser = exact().denoiser()
+    for k in range(LADDER.levels):
+        t = k / LADDER.levels
+        x = LADDER.add_noise(LAW.sample(6, seed=1), fk.noise((6, 2), dtype=F64), t)
+        truth = LAW.denoiser(LADDER)(x, t)
+        assert torch.allclose(denoiser(x, t), truth, atol=2e-5), k
+        assert torch.allclose(denoiser.log_density(x, t).to(F64), LAW.log_prob_t(x, t, LADDER), atol=1e-4)
+    times = torch.tensor([0, 1, 2, 3, 4, 5], dtype=F64) / 6
+    assert torch.allclose(denoiser(x, times)[2], denoiser(x[2:3], 2 / 6)[0], atol=1e-6)
+
+
+def test_long_chains_of_an_exact_energy_sample_the_law():
+    x = exact(moves=100, step=0.3).sample((1000, 2), seed=1).to(F64)
+    assert (x.mean(0) - LAW.mean()).abs().max() < 0.12
+    assert (torch.cov(x.T) - LAW.cov()).abs().max() < 0.1
+
+
+def test_samples_belong_to_their_number():
+    model = CooperativeEnergy.of_vectors(2, 16, moves=3)
+    whole = model.sample((5, 2), seed=1)
+    assert torch.allclose(model.sample((1, 2), seed=1, ids=[3])[0], whole[3], atol=1e-5)
+
+
+def test_the_contrast_vanishes_where_the_energy_is_exact():
+    """From y itself the chain is stationary up to its step: f(y_K) and f(y) have the same mean."""
+    model, n = exact(moves=20, step=0.1), 4000
+    drawn = RecoveryLikelihood(shared=False).draw(model, {"x": LAW.sample(n, seed=3)}, Key(0, 0, n, torch.arange(n)))
+    k = drawn["k"]
+    here = model.part("a", k, drawn["x"]) * drawn["x"] + model.part("s", k, drawn["x"]) * drawn["e"]
+    v = model.part("v", k, here)
+    y, x_next = model.part("r", k, here) * here, torch.sqrt(1 - v) * here + torch.sqrt(v) * drawn["e2"]
+    found = model.refine(y, x_next, k, drawn["z"][:, 1:])
+    # at the last level the energy is that of x itself, and the chain is not tied to the noisier state
+    gap = model.energy(found, k) - model.energy(y, k)
+    assert abs(float(gap.mean())) < 4 * float(gap.std()) / math.sqrt(n) + 0.02
+
+
+def test_nothing_is_differentiated_through_the_chain():
+    model = CooperativeEnergy.of_vectors(2, 16, moves=3)
+    batch, key = {"x": LAW.sample(8).float()}, Key(0, 0, 8, torch.arange(8))
+    for share, touched in ((0.0, False), (1.0, True)):
+        model.zero_grad()
+        objective = RecoveryLikelihood(share=share)
+        objective.loss(model, objective.draw(model, batch, key)).mean().backward()
+        start = [p.grad for p in model.initialiser.parameters() if p.grad is not None]
+        assert any(bool(g.abs().sum() > 0) for g in start) == touched
+        assert all(p.grad is not None for p in model.energy.parameters())
+    with torch.no_grad():
+        loss = RecoveryLikelihood().loss(model, RecoveryLikelihood().draw(model, batch, key))
+    assert loss.shape == (8,) and bool(torch.isfinite(loss).all())
+
+
+def test_draws_belong_to_their_position():
+    model, x = CooperativeEnergy.of_vectors(2, 16, moves=2), LAW.sample(6).float()
+    whole = RecoveryLikelihood().draw(model, {"x": x}, Key(1, 0, 6, torch.arange(6)))
+    some = RecoveryLikelihood().draw(model, {"x": x[4:]}, Key(1, 0, 6, torch.tensor([4, 5])))
+    assert all(torch.equal(v, whole[name][4:]) for name, v in some.items())
+    assert whole["z"].shape == (6, 3, 2) and not torch.equal(whole["z"][:, 0], whole["z"][:, 1])
+
+
+def test_spectral_norms_stand_still_in_a_chain():
+    model = CooperativeEnergy.of_vectors(2, 16, moves=4, spectral=True).train()
+    before = [b.clone() for b in model.buffers()]
+    x = fk.noise((5, 2))
+    model.refine(x, x, torch.tensor([0, 1, 2, 3, 5]), fk.noise((5, 4, 2)))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.buffers(), strict=True)) and model.training
+
+
+def test_a_residual_energy_has_tails():
+    energy = ResidualEnergy(MLP(2, width=16), LADDER)
+    far = energy(torch.tensor([[50.0, 0.0], [0.0, -80.0]]), torch.tensor([0, 5]))
+    assert bool((far < -500).all())
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: Ladder(levels=1), "at least 2 levels"),
+        (lambda: Ladder(high=-6.0), "low < high"),
+        (lambda: exact(moves=0), "at least 1 move"),
+        (lambda: RecoveryLikelihood(share=-1.0), "not negative"),
+        (lambda: exact(moves=40, step=8.0).sample((4, 2)), "finite numbers"),
+    ],
+)
+def test_what_does_not_fit_is_refused(call, says):
+    with pytest.raises(FokkerError, match=says):
+        call()
