@@ -4,6 +4,7 @@ A process states its coefficients. Log-SNR, its inverse, drift, diffusion and ev
 may predict follow from them and are written once, here. Coefficients are float64; a process is immutable.
 """
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -280,6 +281,11 @@ class TableVP(Process):
         angle = torch.cat([torch.zeros(1, dtype=torch.float64), torch.atan2(torch.sqrt(1 - bar), torch.sqrt(bar))])
         object.__setattr__(self, "_angles", angle)
         super().__post_init__()
+
+    def __repr__(self) -> str:
+        # what stands in messages, and what tells two tables apart
+        digest = hashlib.sha256(repr(self.betas).encode()).hexdigest()[:8]
+        return f"TableVP({len(self.betas)} betas from {self.betas[0]:g} to {self.betas[-1]:g}, {digest})"
 
     def _angle(self, t: Tensor) -> Tensor:
         angles: Tensor = self._angles.to(t.device)  # type: ignore[attr-defined]

@@ -96,6 +96,11 @@ def test_closed_forms_of_the_classics():
     assert torch.allclose(ouve.sigma(t) ** 2, variance, rtol=1e-12)
 
 
+def test_a_table_is_told_in_one_line_and_apart_from_others():
+    one, other = TableVP(BETAS), TableVP((*BETAS[:-1], BETAS[-1] / 2))
+    assert repr(one) == repr(TableVP(BETAS)) != repr(other) and len(repr(one)) < 100
+
+
 @every
 def test_sigma_has_no_cancellation_near_the_data(name):
     """sigma(t) behaves like a power of t (times a constant) as t goes to 0, to near rounding, or starts above 0."""
