@@ -1,8 +1,9 @@
 """Features of an unconditional denoiser, read at one module and one noise level, for classification with few labels.
 
 The paper finds the middle of the network at small noise best. An unconditional network is trained on 1,400 digits without
-their labels; linear probes then get five labels a class, drawn by the seed. The cell of the grid (module, time) is chosen on
-one half of the held-out digits and reported on the other.
+their labels; linear probes then get five labels a class. Each seed draws the labels three times and takes the mean, since one
+draw of fifty digits is worth more or less than another. The cell of the grid (module, time) is chosen on 400 other training
+digits and reported on the 397 held-out ones.
 
 Null: the network is not trained.
 """
@@ -28,8 +29,9 @@ EXPECT = (
     "training; a cell at t <= 0.3 beats every cell at t >= 0.7 by >= 0.15 (VP)"
 )
 NAMES = ("down.0", "down.1", "mid", "up.1", "up.0")
-TIMES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 0.9)
-BATCH, STEPS, STD = 128, 400, 0.75
+TIMES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+BATCH, STEPS, STD = 128, 600, 0.75
+DRAWS = 3
 
 
 def network(seed: int) -> NetworkDenoiser:
@@ -63,28 +65,33 @@ def five_a_class(label: Tensor, seed: int) -> Tensor:
 
 def check(seed: int, null: bool = False) -> Outcome:
     train, test = toy("digits").batch(range(1400)), toy("digits", split="test").batch(range(397))
-    rows = five_a_class(train["label"], seed)
-    few = train["x"][rows], train["label"][rows]
-    order = torch.randperm(397, generator=torch.Generator().manual_seed(seed))
-    chosen, reported = [(test["x"][half], test["label"][half]) for half in (order[:198], order[198:])]
-
-    def grid(denoiser: NetworkDenoiser) -> Probes:
-        return sweep(denoiser, NAMES, TIMES, few, chosen, reported, draws=2, seed=seed)
-
-    ours, fresh = grid(network(7) if null else trained()), grid(network(seed + 1).eval())
-    pixels = probe(few[0].flatten(1), few[1])(reported[0].flatten(1))
-    pixel_error = 1 - float((pixels == reported[1]).double().mean())
+    reported = test["x"], test["label"]
+    ours, fresh, pixel_error = list[Probes](), list[Probes](), 0.0
+    for draw in range(DRAWS):
+        rows = five_a_class(train["label"], DRAWS * seed + draw)
+        others = torch.randperm(1400, generator=torch.Generator().manual_seed(DRAWS * seed + draw))[:400]
+        others = others[~torch.isin(others, rows)]
+        few = train["x"][rows], train["label"][rows]
+        chosen = train["x"][others], train["label"][others]
+        for denoiser, kept in ((network(7).eval() if null else trained(), ours), (network(seed + 1).eval(), fresh)):
+            kept.append(sweep(denoiser, NAMES, TIMES, few, chosen, reported, pool=4, seed=seed))
+        pixels = probe(few[0].flatten(1), few[1])(reported[0].flatten(1))
+        pixel_error += (1 - float((pixels == reported[1]).double().mean())) / DRAWS
+    error, fresh_error = (1 - sum(p.accuracy for p in found) / DRAWS for found in (ours, fresh))
+    grid = torch.stack([p.test for p in ours]).mean(0)
     early = [j for j, t in enumerate(TIMES) if t <= 0.3]
     late = [j for j, t in enumerate(TIMES) if t >= 0.7]
-    gap = float(ours.test[:, early].max() - ours.test[:, late].max())
-    name, t = ours.best
+    gap = float(grid[:, early].max() - grid[:, late].max())
     return Outcome(
-        measured={"error, best cell": 1 - ours.accuracy, "time of the best cell": t, "early over late": gap},
-        baseline={"error, pixels": pixel_error, "error, best cell without training": 1 - fresh.accuracy},
+        measured={"error, best cell": error, "time of the best cell": ours[0].best[1], "early over late": gap},
+        baseline={"error, pixels": pixel_error, "error, best cell without training": fresh_error},
         criteria=[
-            Criterion("error over that of pixels", (1 - ours.accuracy) / pixel_error, "<=", 0.75),
-            Criterion("error over that without training", (1 - ours.accuracy) / (1 - fresh.accuracy), "<=", 0.8),
+            Criterion("error over that of pixels", error / pixel_error, "<=", 0.75),
+            Criterion("error over that without training", error / fresh_error, "<=", 0.8),
             Criterion("accuracy of small noise over large", gap, ">=", 0.15),
         ],
-        note=f"best cell: {name} at t = {t}\n{ours.table()}",
+        note="best cells: "
+        + ", ".join(f"{name} at t = {t}" for name, t in (p.best for p in ours))
+        + "\n"
+        + ours[0].table(),
     )

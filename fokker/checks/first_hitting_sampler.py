@@ -37,7 +37,7 @@ def uncovered(p: Tensor, chance: float, bits: int) -> float:
     return float(token_entropy(law[:-1] / law[:-1].sum()))
 
 
-def on_the_lattice(p: Tensor, chance: float, bits: int = 24, top: int = 1 << 18) -> float:
+def on_the_lattice(p: Tensor, chance: float, bits: int = 24, top: int = 1 << 14) -> float:
     """The same for u = k / 2^bits as float32 hardware draws it, summed over the cells that can win."""
     cells = 2.0**bits - torch.arange(1, top + 1, dtype=torch.float64)
     rare = -torch.log(-torch.log(cells * 2.0**-bits))
