@@ -129,7 +129,7 @@ RESAMPLERS = {"systematic": systematic, "multinomial": multinomial}
 class Particles:
     """A population of runs of `denoiser`, weighed by `potential` after each step and resampled when the weights degenerate.
 
-    solver    of one evaluation a step and without a memory, such as ddpm
+    solver    of one evaluation a step and without a memory, such as ddpm or euler-maruyama
     ess       resample a group when its effective sample size falls below this share of its particles; 0 never does
     resample  "systematic" or "multinomial"
     interval  (low, high) of sigma / alpha in which weights are collected; None is everywhere
