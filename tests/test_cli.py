@@ -46,12 +46,16 @@ COMMANDS = dict(leaves(typer.main.get_command(app)))
 RIGHT: dict[tuple[str, ...], list[str]] = {
     ("sample",): ["--model", "{tiny}.safetensors", "--steps", "2", "--out", "x.npz"],
     ("rerun",): ["{sample}.png"],
+    ("edit",): ["{pictures}/40.png", "edited.png", "--model", "{tiny}.safetensors", "--source-label", "3",
+                "--target-label", "8", "--steps", "2"],
     ("restore",): ["{pictures}/40.png", "x.png", "--steps", "2"],
+    ("enhance",): ["{noisy}.wav", "quiet.wav", "--prior", "{noisy}.wav", "--steps", "2"],
     ("train",): ["{recipe}.yaml"],
     ("plan",): ["ddim", "--steps", "2"],
     ("likelihood",): ["--law", "ring", "-n", "3"],
     ("demo",): ["--quick", "--out", "demo"],
     ("arena", "solvers"): ["--law", "ring", "--nfe", "4", "--solver", "ddim", "--grid", "uniform", "-n", "16"],
+    ("arena", "inverse"): ["--operator", "mask:0.5", "--restorer", "ddnm", "--steps", "2", "--measurements", "1", "-n", "8"],
     ("tune",): ["--law", "ring", "--nfe", "2", "-n", "16", "--steps", "1", "--out", "tuned.json"],
     ("classify",): ["{pictures}/40.png", "--model", "{tiny}.safetensors", "--samples", "4"],
     ("write",): ["a", "--parallel", "63"],
@@ -94,11 +98,20 @@ REFUSED: dict[str, list[str]] = {
     "--guidance": ["cgf:3", "", "cfg:x", "cfg:scale=x", "cfg:3,scale=4", "cfg:sacle=3", "ddim",
                    "{python}:NotASolver", ":", "cfg:1,2,3",
                    "cfg:interval=3", "cfg:interval=[5,1]", "{python}:Fails", "os:getcwd"],
+    "--prior": ["{missing}.wav", "{empty}.png", "{folder}", ""],
+    "--noise-std": ["x", "", "-1"],
     "--batch": ["0", "-1", "x", "65537", ""],
     "--samples": ["0", "-1", "x", "1.5", ""],
     "--parallel": ["0", "-1", "x", "5000", ""],
     "--temperature": ["0", "-1", "x", ""],
     "--device": ["gpu", "", "cuda:99", "tpu", "CPU"],
+    "--method": ["edikt", "", "DDIM", "none", "edict:2", "{folder}"],
+    "--source-label": ["10", "three", "", "3.5"],
+    "--target-label": ["10", "three", "", "-5"],
+    "--source-prompt": ["a red circle", ""],
+    "--target-prompt": ["a red circle"],
+    "--source": ["lable=3", "label", "=3", "label=x", "label=3"],
+    "--target": ["lable=3", "label", "=3", "label=x", "label=3"],
     "--background": ["whit", "", "#12", "300,0,0", "transparent"],
 }  # fmt: skip
 POSITIONAL: dict[tuple[str, ...], list[str]] = {
@@ -112,6 +125,7 @@ POSITIONAL: dict[tuple[str, ...], list[str]] = {
                  "{list}.json", "",
                  "{pictures}/40.png", "{binary}.safetensors", "{forged}.png", "{otherforged}.png",
                  "{torn}.safetensors"],
+    ("enhance",): ["{missing}.wav", "{binary}.png", "{folder}", "{list}.json", ""],
     ("train",): ["{missing}.yaml", "{binary}.yaml", "{empty}.yaml", "{folder}", "{list}.json", "{deep}.json",
                  "{tiny}.safetensors", "",
                  "{badyaml}.yaml", "{tags}.yaml"],
@@ -186,6 +200,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         (top / f"binary{suffix}").write_bytes(noise)
         (top / f"empty{suffix}").write_bytes(b"")
     (top / "list.json").write_text("[1, 2, 3]")
+    fk.audio.write(top / "noisy.wav", 0.2 * fk.noise((1, 1, 4000)), 8000)
     (top / "wrong.json").write_text('{"fokker_plan": 1, "process": {"process": "VP"}, "rwos": []}')
     (top / "deep.json").write_text("[" * 100_000)
     bad_rows = [{"t": None, "terms": []}, {"t": None, "terms": [["x", 7, 1.0]]}]

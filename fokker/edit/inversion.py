@@ -67,9 +67,9 @@ def invert(denoiser: Denoiser, x_0: Tensor, grid: Grid, solver: Solver | None = 
         raise FokkerError(f"{process.name} has an anchor; an edit is made on a plain process")
     if grid.to_data:
         raise FokkerError("an inversion starts above t = 0, where noise can be asked for; leave out end=0")
-    plan = chosen.plan(process, reversed_times(grid, process))
-    if plan.inputs != 1 or plan.noises:
+    if chosen.stochastic or chosen.inputs != 1:
         raise FokkerError(f"{type(chosen).__name__} has several states or noise; invert with a deterministic solver")
+    plan = chosen.plan(process, reversed_times(grid, process))
     x = to_state(process, x_0, grid)
     states: list[Tensor] = []
     asked = grid.times(process).tolist()[1:]

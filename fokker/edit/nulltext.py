@@ -33,12 +33,12 @@ class Place:
 
 def place(denoiser: Denoiser, cond: dict[str, Cond]) -> Place:
     """Where the null condition lives; raises FokkerError where it is no numbers."""
-    free = [v for k, v in cond.items() if k != "y"]
-    if free and all(isinstance(v, Tensor) and v.is_floating_point() for v in free):
-        return Place()
     for m in denoiser.modules():
         if isinstance(getattr(m, "null_token", None), nn.Parameter):
             return Place("parameter", "null_token", m)
+    free = [v for k, v in cond.items() if k != "y"]
+    if free and all(isinstance(v, Tensor) and v.is_floating_point() for v in free):
+        return Place()
     for m in denoiser.modules():
         table = getattr(getattr(m, "embedding", None), "label", None)
         if isinstance(table, nn.Embedding):

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from fokker.denoiser import Denoiser
-from fokker.edit.inversion import Trajectory, halves, invert, joint, to_sample
+from fokker.edit.inversion import Trajectory, halves, invert, joint, to_sample, to_state
 from fokker.edit.nulltext import NullText, PerStepNull
 from fokker.errors import FokkerError, unknown
-from fokker.grids import Grid, LogSNR
+from fokker.grids import Grid, LogSNR, Times
 from fokker.guide.cfg import CFG
 from fokker.loop import run
 from fokker.plan import Plan, Row
 from fokker.solve.invert import BDIA, EDICT
+from fokker.solve.onestep import DDIM
 
 Control = Callable[[Denoiser], Denoiser]
 RECTIFY = ("none", "direct", "null-text")
@@ -106,6 +107,14 @@ def edit(
     return Edited(changed, kept, found, spent + 2 * trace.nfe)
 
 
+def from_two(plan: Plan) -> Plan:
+    """A leapfrog's plan that is given its first two states instead of making the second: then all of it can be undone."""
+    first, second = plan.rows[0], plan.rows[1]
+    if len(plan.rows) < 3 or not isinstance(first, Row) or not isinstance(second, Row):
+        raise FokkerError("a leapfrog needs two steps to be undone; use more steps")
+    return replace(plan, rows=(Row(()), Row((), second.t), *plan.rows[2:]), inputs=2, config={"from_two": plan.config})
+
+
 def exact(
     denoiser: Denoiser,
     x_0: Tensor,
@@ -128,20 +137,15 @@ def exact(
     """
     process, chosen = denoiser.process, solver or EDICT()
     nodes = grid or LogSNR(steps, start=start)
-    plan = chosen.plan(process, nodes)
-    back = plan.inverse()
-    x = process.coefficients(float(nodes.times(process)[-1]), x_0)[0] * x_0.to(torch.float64)
-    guided = CFG(denoiser, scale)
-    # one evaluation of a leapfrog has no pair of states to begin with: the first is made by a DDIM step
+    plan, guided = chosen.plan(process, nodes), CFG(denoiser, scale)
+    x = to_state(process, x_0.to(torch.float64), nodes)
     pair: Any = x
     if isinstance(chosen, BDIA):
-        t = nodes.times(process)
-        from fokker.grids import Times
-        from fokker.solve.onestep import DDIM
-
-        first = run(guided, x, DDIM().plan(process, Times(t[-2:].flip(0), rising=True)), **source)
-        pair = (x, first.x0)
-    up = run(guided, pair, back, **source)
+        # a leapfrog knows two states: beside the sample the one before it, which one step of inversion makes
+        plan = from_two(plan)
+        last = Times(nodes.times(process)[-2:].flip(0), rising=True)
+        pair = (x, run(guided, x, DDIM().plan(process, last), **source).x0)
+    up = run(guided, pair, plan.inverse(), **source)
     down = run(guided, up.outputs, plan, **target)
     states = (up.outputs[0], x)
     result = to_sample(process, down.x0, nodes).to(x_0.dtype)
