@@ -28,11 +28,9 @@ def held_out(n: int, seed: int) -> Tensor:
     return digits.build(n, seed, "test").x.double()
 
 
-def restored(wrapper: Wrapper, shape: tuple[int, ...], solver: str, steps: int, seed: int, grid: str = "uniform") -> fk.Trace:
-    """A run of the restorer from noise of `shape` (batch, ...) to x_0, its solver as on the command line."""
-    from fokker.cli import choose
-
-    plan = choose.plan(solver, wrapper.process, steps, None, grid, 0.0)
+def restored(wrapper: Wrapper, shape: tuple[int, ...], solver: str, steps: int, seed: int, **options: float) -> fk.Trace:
+    """A run of the restorer from noise of `shape` (batch, ...) to x_0, uniform in t, by a solver with its options."""
+    plan = fk.solve.get(solver, **options).plan(wrapper.process, fk.grids.get("uniform")(steps, end=0))
     return fk.run(wrapper, wrapper.process.start(noise(shape, seed, dtype=torch.float64)), plan, seed=seed)
 
 

@@ -7,6 +7,7 @@ bits it must have at strength 0. The gain of the term itself is reported. 50 lev
 start for its own.
 """
 
+import math
 from itertools import pairwise
 
 import torch
@@ -41,7 +42,8 @@ def check(seed: int, null: bool = False) -> Outcome:
     plan = fk.solve.get("ddim").plan(PROCESS, GRID)
 
     def run(start: Tensor, eta: float) -> Tensor:
-        return fk.sample(STSL(denoiser, A, y, NOISE, lam=LAM, eta=eta), start, plan, seed=seed)
+        out: Tensor = fk.sample(STSL(denoiser, A, y, NOISE, lam=LAM, eta=eta), start, plan, seed=seed)
+        return out
 
     def belief(probe: float) -> Tensor:
         found: Tensor = STSL(denoiser, A, y, NOISE, lam=LAM, eta=0.0, probe=probe)(random, 0.9)
@@ -96,5 +98,5 @@ def trace(law: GaussianMixture, h: float, seed: int) -> float:
     exact = (alpha**2 / sigma**2 * cov - 8) / sigma**2
     many = x.repeat(PROBES, 1)  # one probe a row, so one batch
     found = hutchinson_trace(lambda v: law.score(v, t, PROCESS), many, 1, h, seed).reshape(PROBES, 20).T
-    standard = float(found.var(1).sum().sqrt()) / PROBES**0.5 / 20
+    standard = float(found.var(1).sum().sqrt()) / math.sqrt(PROBES) / 20
     return abs(float((found.mean(1) - exact).mean())) / standard

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fokker.cli import choose, job, spec
+from fokker.cli import arena_inverse, choose, job, spec
 from fokker.cli.terminal import Progress
 from fokker.errors import FokkerError
 
@@ -19,6 +19,7 @@ def add(app: typer.Typer) -> None:
     group = typer.Typer(help="Compare methods on equal terms.", epilog=f"Example: {EXAMPLE}")
     group.callback()(_group)
     group.command(epilog=f"Example: {EXAMPLE}")(solvers)
+    group.command(epilog=f"Example: {arena_inverse.EXAMPLE}")(arena_inverse.inverse)
     app.add_typer(group, name="arena")
 
 

@@ -23,7 +23,7 @@ class DPS(Restorer):
     Reference: Chung, Kim, McCann, Klasky, Ye 2023, arXiv 2209.14687.
     """
 
-    solver = "ddpm"
+    solver = ("ddpm", {})
 
     def __init__(self, inner: Denoiser, operator: Operator, y: Tensor, noise_std: float = 0.0, step: float = 1.0) -> None:
         super().__init__(inner, operator, y, noise_std)

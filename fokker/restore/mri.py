@@ -9,6 +9,7 @@ from torch import Tensor
 from fokker.errors import FokkerError
 from fokker.keyed import uniform
 from fokker.restore import Operator, conjugate_gradients
+from fokker.restore.gram import DENSE, Gram
 
 
 class MRI(Operator):
@@ -20,7 +21,7 @@ class MRI(Operator):
     acceleration  one column in so many is sampled, by `seed`, those within the `centre` share of lowest frequencies always
     coils         how many, with smooth maps around the picture (`coil_maps`); or give `maps` (coils, 2, height, width)
     mask          (width,) or (height, width) of zeros and ones in place of the random columns, zero frequency first
-    steps         the most conjugate-gradient iterations of `pinv` and `solve`
+    steps         the most conjugate-gradient iterations of `pinv` and `solve`, where y is too large for a matrix
 
     Raises FokkerError for a state that is not complex in this way, a missing shape, or a mask of other numbers.
     """
@@ -47,6 +48,7 @@ class MRI(Operator):
         maps = coil_maps(coils, size) if maps is None else maps.to(torch.float64)
         if tuple(maps.shape[1:]) != (2, *size):
             raise FokkerError(f"coil maps of shape {tuple(maps.shape)} do not fit; give (coils, 2, {size[0]}, {size[1]})")
+        self._gram: Gram | None = None
         power = maps.square().sum((0, 1))
         self.maps, self.steps = torch.complex(maps[:, 0], maps[:, 1]) / power.sqrt(), steps
 
@@ -75,6 +77,9 @@ class MRI(Operator):
         return self.mask.to(v) * v
 
     def solve(self, v: Tensor, a: float | Tensor = 1.0, b: float | Tensor = 0.0) -> Tensor:
+        if v[0].numel() <= DENSE:
+            self._gram = self._gram or Gram(self, v[:1])
+            return self._gram.solve(v, a, b)
         return conjugate_gradients(lambda u: a * self.forward(self.adjoint(u)) + b * u, v, self.steps)
 
 

@@ -16,12 +16,12 @@ class Restorer(Wrapper):
     """A wrapper that holds a measurement: the operator, y (batch, ...) in the data's range, and its noise level.
 
     `data_std` is the standard deviation of the data, for those whose formula is that of a Gaussian prior; None asks the
-    denoiser (`Denoiser.data_std`), and stands for 1 where that does not know. `solver` names the plan of the paper, in the
-    words of the command line. Raises FokkerError for a negative noise level.
+    denoiser (`Denoiser.data_std`), and stands for 1 where that does not know. `solver` is the one of the paper, by name and
+    with its options. Raises FokkerError for a negative noise level.
     """
 
     stackable = False  # the measurement has the batch's size
-    solver: str = "ddim:eta=1"
+    solver: tuple[str, dict[str, float]] = ("ddpm", {})
 
     def __init__(
         self, inner: Denoiser, operator: Operator, y: Tensor, noise_std: float = 0.0, data_std: float | None = None

@@ -22,7 +22,7 @@ class DiffPIR(Restorer):
     Reference: Zhu, Zhang, Liang, Cao, Wen, Timofte, Van Gool 2023, arXiv 2305.08995.
     """
 
-    solver = "renoise:eta=0.55"
+    solver = ("renoise", {"eta": 0.55})
 
     def __init__(self, inner: Denoiser, operator: Operator, y: Tensor, noise_std: float = 0.0, lam: float = 7.0) -> None:
         super().__init__(inner, operator, y, noise_std)
@@ -56,7 +56,7 @@ class DDS(Restorer):
     Reference: Chung, Lee, Ye 2024, arXiv 2303.05754.
     """
 
-    solver = "renoise:eta=0.85"
+    solver = ("renoise", {"eta": 0.85})
 
     def __init__(
         self,

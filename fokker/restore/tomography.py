@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fokker.errors import FokkerError
 from fokker.restore import Operator, conjugate_gradients
+from fokker.restore.gram import DENSE, Gram
 
 _ROUNDING = 1e-9
 
@@ -24,7 +25,7 @@ class ParallelBeam(Operator):
 
     angles   how many, evenly over half a turn, or a tensor of radians (limited angles)
     shape    (channels, height, width) of a sample
-    steps    the most conjugate-gradient iterations of `pinv` and `solve`
+    steps    the most conjugate-gradient iterations of `pinv` and `solve`, where y is too large for a matrix
 
     Raises FokkerError for a missing shape or fewer angles than 1.
     """
@@ -39,6 +40,7 @@ class ParallelBeam(Operator):
         self.angles, self.size, self.steps = angles.to("cpu", torch.float64), tuple(shape[1:]), steps
         self.detectors = math.ceil(math.hypot(*self.size)) + 1
         self.matrix = self._footprints() / max(self.size)
+        self._gram: Gram | None = None
         self._known: dict[Any, tuple[Tensor, Tensor]] = {}
 
     def _footprints(self) -> Tensor:
@@ -92,6 +94,9 @@ class ParallelBeam(Operator):
         return self._apply(y, True, self.size)
 
     def solve(self, v: Tensor, a: float | Tensor = 1.0, b: float | Tensor = 0.0) -> Tensor:
+        if v[0].numel() <= DENSE:
+            self._gram = self._gram or Gram(self, v[:1])
+            return self._gram.solve(v, a, b)
         return conjugate_gradients(lambda u: a * self.forward(self.adjoint(u)) + b * u, v, self.steps)
 
 

@@ -33,7 +33,7 @@ class STSL(Restorer):
     Reference: Rout, Chen, Kumar, Caramanis, Shakkottai, Chu 2024, arXiv 2312.00852.
     """
 
-    solver = "ddim"
+    solver = ("ddim", {})
 
     def __init__(
         self,

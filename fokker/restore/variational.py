@@ -44,7 +44,7 @@ class REDDiff(Restorer):
     Reference: Mardani, Song, Kautz, Vahdat 2024, arXiv 2305.04391.
     """
 
-    solver = "ddim"
+    solver = ("ddim", {})
 
     def __init__(
         self,
