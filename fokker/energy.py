@@ -94,8 +94,8 @@ class CooperativeEnergy(nn.Module):
     energy       f(y, k, **cond) -> (batch,)
     initialiser  g(x_{k+1}, c, **cond), the mean of the start y_0 = g + sqrt(r^2 v s_k^2 / s_{k+1}^2) z; None starts the chain
                  at x_{k+1} itself (diffusion recovery likelihood)
-    moves        Langevin moves y += d^2 / 2 (grad f - (y - x_{k+1}) / v) + d z with d = `step` sqrt(v); at the last level
-                 the quadratic term is left out
+    moves        Langevin moves y += d^2 / 2 (grad f - (y - x_{k+1}) / v) + d z with d = `step` sqrt(v), one step for all
+                 levels or one for each; at the last level the quadratic term is left out
     """
 
     def __init__(
@@ -104,17 +104,19 @@ class CooperativeEnergy(nn.Module):
         initialiser: nn.Module | None,
         ladder: Ladder | None = None,
         moves: int = 15,
-        step: float = 0.4,
+        step: float | Sequence[float] = 0.4,
     ) -> None:
         super().__init__()
-        if moves < 1 or not step > 0:
-            raise FokkerError(f"moves={moves}, step={step}: use at least 1 move of a step above 0")
         self.energy, self.initialiser, self.ladder = energy, initialiser, ladder or Ladder()
-        self.moves, self.step = moves, step
+        each = (step,) * self.ladder.levels if isinstance(step, int | float) else tuple(step)
+        if moves < 1 or len(each) != self.ladder.levels or not all(d > 0 for d in each):
+            raise FokkerError(f"moves={moves}, step={step}: use at least 1 move, and one step above 0 or one for each level")
+        self.moves = moves
         a, s = self.ladder.rungs()
         r, v = self.ladder.steps()
         spread = torch.sqrt(v) * r * s[:-1] / s[1:]
-        for name, value in (("a", a), ("s", s), ("r", r), ("v", v), ("spread", spread)):
+        step_of = torch.tensor(each, dtype=torch.float64) * torch.sqrt(v)
+        for name, value in (("a", a), ("s", s), ("r", r), ("v", v), ("spread", spread), ("d", step_of)):
             self.register_buffer(name, value.float())
 
     @classmethod
@@ -126,7 +128,7 @@ class CooperativeEnergy(nn.Module):
         initialiser: bool = True,
         ladder: Ladder | None = None,
         moves: int = 15,
-        step: float = 0.4,
+        step: float | Sequence[float] = 0.4,
         spectral: bool = False,
         seed: int = 0,
     ) -> "CooperativeEnergy":
@@ -166,7 +168,7 @@ class CooperativeEnergy(nn.Module):
         self.eval()
         v = self.part("v", k, y)
         tied = (k < self.ladder.levels - 1).reshape(-1, *[1] * (y.ndim - 1)).to(y.dtype)
-        d2 = self.step**2 * v
+        d2 = self.part("d", k, y) ** 2
         y = y.detach()
         for i in range(z.shape[1]):
             y = y + d2 / 2 * (self.pull(y, k, **cond) - tied * (y - x_next) / v) + torch.sqrt(d2) * z[:, i]

@@ -121,6 +121,7 @@ def test_a_residual_energy_has_tails():
         (lambda: Ladder(levels=1), "at least 2 levels"),
         (lambda: Ladder(high=-6.0), "low < high"),
         (lambda: exact(moves=0), "at least 1 move"),
+        (lambda: exact(step=(0.4, 0.3)), "one for each level"),
         (lambda: RecoveryLikelihood(share=-1.0), "not negative"),
         (lambda: exact(moves=40, step=8.0).sample((4, 2)), "finite numbers"),
     ],
