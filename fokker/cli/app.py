@@ -11,6 +11,7 @@ from fokker.cli import (
     data,
     demo,
     edit,
+    enhance,
     likelihood,
     plan,
     restore,
@@ -49,5 +50,5 @@ def options(
     """Diffusion models on one algebra: sample, train, restore, edit, measure, cite."""
 
 
-for group in (demo, sample, restore, edit, train, plan, tune, arena, data, catalogue, likelihood, classify, write):
+for group in (demo, sample, restore, edit, enhance, train, plan, tune, arena, data, catalogue, likelihood, classify, write):
     group.add(app)

@@ -43,6 +43,11 @@ def whole(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
+def local(value: Tensor) -> Tensor:
+    """The slice that this process holds."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
 def gathered(tensors: Mapping[str, Tensor], main: bool) -> dict[str, Tensor]:
     """`whole` of all of them, one after the other, kept on the CPU of the main process and dropped elsewhere."""
     found = {}

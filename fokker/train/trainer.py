@@ -18,7 +18,7 @@ from fokker.train.feed import Feed
 from fokker.train.objective import Objective, Tensors
 from fokker.train.rate import Rate
 from fokker.train.report import Report, say
-from fokker.train.shard import shard, synchronise, whole
+from fokker.train.shard import local, shard, synchronise, whole
 from fokker.train.state import Checkpoints, State
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class Trainer:
             self.optimiser.step()
         elif not bool(bad):
             if scale is not None:
-                torch._foreach_mul_([g.to_local() for g in grads], 1 / scale)
+                torch._foreach_mul_([local(g) for g in grads], 1 / scale)
             self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         state.samples = first + self.batch
