@@ -82,7 +82,7 @@ def corrected(
     grid: Grid,
     seed: int = 0,
     total: float = 1.0,
-    solver: str | Solver | None = None,
+    solver: str | Solver = "ddpm",
     ess: float = 0.5,
     resample: str = "systematic",
     interval: tuple[float, float] | None = None,
@@ -92,14 +92,14 @@ def corrected(
 ) -> Population:
     """Feynman-Kac corrected samples of a composition whose weights sum to `total`: `shape` is (particles, ...).
 
-    Starts from prod_i q_{i,1}^{a_i} = N(0, sigma^2 / total), and runs `Particles`, whose options these are. The solver is ddpm
-    where the weights sum to 1, as in guidance, and euler-maruyama for other sums, whose targets are not posteriors of one x_0:
-    the noise of an ancestral step is too little there.
+    Starts from prod_i q_{i,1}^{a_i} = N(0, sigma^2 / total), and runs `Particles`, whose options these are.
+
+    In few steps the ancestral noise of ddpm is too little where the weights do not sum to 1, whose targets are not posteriors
+    of one x_0: widths come out too small, masses and means do not. euler-maruyama has the right widths, at a higher variance.
     """
     process = denoiser.process
     if not total > 0:
         raise FokkerError(f"total={total} is not accepted; the weights of a density that can be sampled sum to more than 0")
     start = process.start(noise(shape, seed, dtype=torch.float64)) / total**0.5
-    solver = solver or ("ddpm" if total == 1 else "euler-maruyama")
     particles = Particles(denoiser, FeynmanKacWeight(), solver, ess, resample, interval, clip)
     return particles.run(start, grid, groups, seed, **(cond or {}))

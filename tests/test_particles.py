@@ -82,7 +82,7 @@ def test_a_product_of_gaussians_is_exact_to_the_step():
     two = GaussianMixture([1.0], [[-0.5, 0.8]], 0.3)
     truth = product([one, two])
     joint = Compose(one.denoiser(VP), models=[two.denoiser(VP)], base=False)
-    found = corrected(joint, (5000, 2), grid(100), seed=1, total=2.0)
+    found = corrected(joint, (5000, 2), grid(100), seed=1, total=2.0, solver="euler-maruyama")
     mean = found.mean(found.x)[0]
     spread = found.mean((found.x - mean).square())[0].sqrt()
     assert float((mean - truth.mean()).abs().max()) < 0.04
