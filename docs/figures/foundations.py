@@ -38,9 +38,9 @@ for law, colour in zip(laws, (GREY, GREY), strict=True):
     axes[1].scatter(*law.sample(1500, seed=2).T, s=1, color=colour, alpha=0.5, linewidths=0)
 for eps, colour in ((1.0, ORANGE), (0.0, BLUE)):
     path = Bridge(150, eps)(field, start[:14], path=True)
-    for k in range(14):
-        axes[1].plot(*path[:, k].T, color=colour, lw=0.7, alpha=0.9, label=f"eps {eps:g}" if not k else None)
-axes[1].legend(frameon=False, fontsize=8, loc="lower center", ncols=2)
+    for k in range(4 if eps else 14):
+        axes[1].plot(*path[:, k].T, color=colour, lw=0.6 if eps else 1, label=f"eps {eps:g}" if not k else None)
+axes[1].legend(frameon=False, fontsize=8, loc="upper center", ncols=2)
 axes[1].set_title("one bridge, with and without noise", fontsize=9)
 
 heavy, normal = pfgm_pp.trained(pfgm_pp.HEAVY, 0), pfgm_pp.trained(fk.EDM(), 0)
@@ -62,13 +62,13 @@ for samples, colour, name in shown:
     first, second = (samples / SCALES)[:, [0, 2]].T
     axes[3].scatter(first, second, s=5, color=colour, label=name, linewidths=0)
 axes[3].set(xlabel="x", ylabel="y")
-axes[3].legend(frameon=False, fontsize=8, markerscale=2)
+axes[3].legend(frameon=False, fontsize=8, markerscale=2, loc="center left", bbox_to_anchor=(0, 0.66))
 axes[3].set_title("x given y from one denoiser", fontsize=9)
 
 for k, axis in enumerate(axes):
     axis.spines[["top", "right"]].set_visible(False)
     axis.tick_params(labelsize=8)
     if k < 2:
-        axis.set(xticks=[], yticks=[], aspect="equal")
+        axis.set(xticks=[], yticks=[], aspect="equal" if k == 0 else "auto")
 figure.tight_layout()
 figure.savefig(Path(__file__).parent.parent / "foundations.png", dpi=75)
