@@ -364,3 +364,58 @@ def test_a_hub_id_says_what_it_fetches_and_fetches_what_is_used(
     assert set(fetched) == wanted and len(fetched) == len(wanted)
     assert capsys.readouterr().err == f"some/model from the Hugging Face hub: {len(wanted)} files, {len(wanted)} MiB\n"
     assert denoiser.conditioner is not None
+
+
+def test_weights_as_older_versions_wrote_them(tmp_path: Path) -> None:
+    """Positions among CLIP's weights, T5's table twice, attention of autoencoders by other names, DiT by its first class."""
+    from safetensors.torch import load_file, save_file
+
+    def rewrite(file: Path, change: Any) -> None:
+        save_file(change(load_file(file)), file, metadata={"format": "pt"})
+
+    def clip_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        old = {k if k.startswith("text_") else f"text_model.{k}": v for k, v in weights.items()}
+        return old | {"text_model.embeddings.position_ids": torch.arange(16)[None]}
+
+    def vae_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        pairs = {"to_out.0": "proj_attn", "to_q": "query", "to_k": "key", "to_v": "value"}
+        renamed = {}
+        for name, value in weights.items():
+            for new, old in pairs.items():
+                name = name.replace(new, old) if "attentions" in name else name
+            renamed[name] = value
+        assert renamed.keys() != weights.keys()
+        return renamed
+
+    with quiet():
+        make("sd3").save_pretrained(tmp_path / "sd3")
+        make("dit").save_pretrained(tmp_path / "dit")
+    for role in ("text_encoder", "text_encoder_2"):
+        rewrite(tmp_path / "sd3" / role / "model.safetensors", clip_names)
+    t5 = tmp_path / "sd3" / "text_encoder_3" / "model.safetensors"
+    rewrite(t5, lambda w: w | {"encoder.embed_tokens.weight": w["shared.weight"].clone()})
+    rewrite(tmp_path / "sd3" / "vae" / "diffusion_pytorch_model.safetensors", vae_names)
+    for file in (tmp_path / "dit" / "transformer" / "config.json", tmp_path / "dit" / "model_index.json"):
+        file.write_text(file.read_text().replace('"DiTTransformer2DModel"', '"Transformer2DModel"'))
+    for kind, words in (("sd3", {"prompt": "red"}), ("dit", {"label": 3})):
+        loaded, given = fk.from_diffusers(tmp_path / kind), adapted(kind)
+        x = fk.noise((1, *given.shape))
+        found, wanted = (d(x, 0.5, **d.model.condition(1, **words)) for d in (loaded, given))
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+        assert torch.equal(loaded.codec.decode(x), given.codec.decode(x))
+
+
+def test_number_formats_and_parts_that_are_left_out(tmp_path: Path) -> None:
+    with quiet():
+        make("sd1").save_pretrained(tmp_path / "p")
+    bare, narrow = fk.from_diffusers(tmp_path / "p", text=False), fk.from_diffusers(tmp_path / "p", dtype="bfloat16")
+    assert bare.conditioner is None and narrow.net.dtype == torch.bfloat16 == next(narrow.codec.parameters()).dtype
+    x, cond = fk.noise((2, *bare.shape)), conditions("sd1", adapted("sd1"))
+    wanted = adapted("sd1")(x, 0.5, **cond)
+    assert torch.equal(bare(x, 0.5, **cond), wanted)
+    found = narrow(x, 0.5, **conditions("sd1", narrow))
+    assert found.dtype == torch.float32 and float((found - wanted).abs().mean() / wanted.abs().mean()) < 0.05
+    with pytest.raises(FokkerError, match="takes no prompt, or was loaded with text=False"):
+        bare.model.condition(2, prompt="red")
+    with pytest.raises(FokkerError, match="3 rows of tokens are given for 2 samples"):
+        narrow.model.condition(2, prompt=["red"] * 3)
