@@ -15,7 +15,7 @@ from fokker.data.words import PAD, Words
 from fokker.errors import FokkerError, unknown
 from fokker.net.layers import seeded
 
-DIRECT = ("label", "image", "y")  # conditions that networks take as they are
+DIRECT = ("label", "image", "y", "guidance")  # conditions that networks take as they are
 
 
 class Conditioner(nn.Module):
@@ -83,10 +83,13 @@ class Conditioned(nn.Module):
 
     def null_conditions(self, **given: Tensor) -> dict[str, Tensor]:
         """The same conditions, meaning "none"; an anchor y stays."""
-        return {
-            k: v if k == "y" else torch.zeros_like(v) if v.is_floating_point() else torch.full_like(v, -1)
-            for k, v in given.items()
-        }
+        return {k: _none(k, v) for k, v in given.items()}
+
+
+def _none(name: str, value: Tensor) -> Tensor:
+    if name in ("y", "guidance"):
+        return value if name == "y" else torch.ones_like(value)
+    return torch.zeros_like(value) if value.is_floating_point() else torch.full_like(value, -1)
 
 
 def read(n: int, conditions: Mapping[str, Condition], given: Mapping[str, object]) -> dict[str, Tensor]:

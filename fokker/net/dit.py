@@ -8,7 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fokker.errors import FokkerError
-from fokker.net.layers import Attention, Embedding, dropout, fold, position_features, roll, seeded, unfold, zeroed
+from fokker.net.layers import (
+    Attention,
+    Embedding,
+    Guidance,
+    dropout,
+    fold,
+    position_features,
+    roll,
+    seeded,
+    unfold,
+    zeroed,
+)
 from fokker.net.network import Network, State
 
 
@@ -70,6 +81,7 @@ class DiT(Network):
         classes: int = 0,
         tokens: int | None = None,
         image_channels: int = 0,
+        guidance: bool = False,
         seed: int = 0,
     ) -> None:
         config = {k: v for k, v in locals().items() if k not in ("self", "seed", "__class__")}
@@ -86,6 +98,7 @@ class DiT(Network):
             self.blocks = nn.ModuleList(Transformer(width, heads, ratio, tokens, dropout) for _ in range(depth))
             self.modulation = zeroed(nn.Linear(width, 2 * width))
             self.out = zeroed(nn.Linear(width, self.out_channels * patch**dim))
+            self.guidance = Guidance(width) if guidance else None
         self.stages = tuple(f"blocks.{i}" for i in range(depth))
 
     def grid(self, size: Sequence[int]) -> tuple[int, ...]:

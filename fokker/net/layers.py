@@ -160,6 +160,26 @@ class Embedding(nn.Module):
         return F.silu(e)
 
 
+class Guidance(nn.Module):
+    """A guidance scale as a term of the embedding, for networks that had guidance distilled into them: W features(scale / 4).
+
+    `scale` (batch,), where None means 1, which is no guidance; returns (batch, width), zero at the start.
+    Reference: Meng et al., 2023, arXiv 2210.03142.
+    """
+
+    features = 64
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.rise = zeroed(nn.Linear(self.features, width))
+
+    def forward(self, scale: Tensor | None) -> Tensor:
+        weight = self.rise.weight
+        scale = torch.ones(1, device=weight.device) if scale is None else scale
+        out: Tensor = self.rise(noise_features(scale / 4, self.features).to(weight.dtype))
+        return out
+
+
 class Attention(nn.Module):
     """Multi-head attention of tokens (batch, L, width) on themselves, or on a context (batch, M, context).
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fokker.errors import FokkerError
-from fokker.net.layers import noise_features, seeded
+from fokker.net.layers import Guidance, noise_features, seeded
 
 
 class MLP(nn.Module):
@@ -13,7 +13,8 @@ class MLP(nn.Module):
 
         h = W [x, features(c)] + table[label];   h <- h + W_2 silu(W_1 norm(h) + b_1),  `depth` times;   out = W_o silu(norm(h))
 
-    Returns (batch, out), out = dim unless given. `label` (batch,) int64 below `classes`, -1 for none.
+    Returns (batch, out), out = dim unless given. `label` (batch,) int64 below `classes`, -1 for none; with
+    `guidance` its scale (batch,) is one more term of h.
     """
 
     features = 32
@@ -26,6 +27,7 @@ class MLP(nn.Module):
         depth: int = 3,
         levels: int = 1,
         classes: int = 0,
+        guidance: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -39,8 +41,19 @@ class MLP(nn.Module):
             self.inner = nn.ModuleList([nn.Linear(width, width) for _ in range(depth)])
             self.outer = nn.ModuleList([nn.Linear(width, width) for _ in range(depth)])
             self.lower = nn.Linear(width, dim if out is None else out)
+            self.guidance = Guidance(width) if guidance else None
+        self.options = {"dim": dim, "out": out, "width": width, "depth": depth, "levels": levels, "classes": classes}
 
-    def forward(self, x: Tensor, c: Tensor, label: Tensor | None = None) -> Tensor:
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The names of the conditions that a call accepts."""
+        return ("label", "guidance") if self.guidance is not None else ("label",)
+
+    def null_conditions(self, **cond: Tensor) -> dict[str, Tensor]:
+        """The same conditions, meaning "none": class -1, and a scale of 1."""
+        return {k: torch.ones_like(v) if k == "guidance" else torch.full_like(v, -1) for k, v in cond.items()}
+
+    def forward(self, x: Tensor, c: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
         levels = c if c.ndim == 2 else c[:, None]
         if x.ndim != 2 or x.shape[1] != self.dim or levels.shape[1] != self.levels:
             raise FokkerError(
@@ -52,6 +65,8 @@ class MLP(nn.Module):
             none = self.label.num_embeddings - 1
             row = h.new_full((len(h),), none, dtype=torch.int64) if label is None else torch.where(label < 0, none, label)
             h = h + self.label(row)
+        if self.guidance is not None:
+            h = h + self.guidance(guidance)
         for norm, inner, outer in zip(self.norms, self.inner, self.outer, strict=False):
             h = h + outer(F.silu(inner(norm(h))))
         lowered: Tensor = self.lower(F.silu(self.norms[-1](h)))

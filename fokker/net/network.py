@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fokker.errors import FokkerError, unknown
-from fokker.net.layers import crop, pad
+from fokker.net.layers import Guidance, crop, pad
 
 
 @dataclass
@@ -30,7 +30,8 @@ class Network(nn.Module):
     c_noise (batch,) or one number; every condition has a leading batch dimension and may be left out, or None:
     `label` (batch,) int64, negative for none; `tokens` (batch, L, token_dim), where a token of zeros is no token, with an
     optional `token_mask` (batch, L) bool; `image` (batch, image_channels, *space), or `y`, the anchor of a process, in its
-    place. Sizes are extended to `multiple` by reflection and cropped back. Raises FokkerError for anything else.
+    place; `guidance` (batch,), its scale, for networks that had it distilled into them. Sizes are extended to `multiple` by
+    reflection and cropped back. Raises FokkerError for anything else.
 
     A call is `start`, then `advance` through the names in `stages`, then `finish`; a caller may run these itself to look at,
     fuse or reuse the features `state.h` between two stages.
@@ -38,6 +39,7 @@ class Network(nn.Module):
 
     stages: tuple[str, ...]
     multiple: int
+    guidance: Guidance | None = None
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -63,7 +65,7 @@ class Network(nn.Module):
     def conditions(self) -> tuple[str, ...]:
         """The names of the conditions that a call accepts."""
         given = {"label": self.classes, "tokens": self.token_dim, "token_mask": self.token_dim}
-        given |= {"image": self.image_channels, "y": self.image_channels}
+        given |= {"image": self.image_channels, "y": self.image_channels, "guidance": int(self.guidance is not None)}
         return tuple(name for name, wanted in given.items() if wanted)
 
     def null(self, batch: int, device: torch.device | str | None = None) -> dict[str, Tensor]:
@@ -78,6 +80,7 @@ class Network(nn.Module):
     def null_conditions(self, **cond: Tensor) -> dict[str, Tensor]:
         """The same conditions, meaning "none", in the same shapes; an anchor `y` stays, for it belongs to the process."""
         made: dict[str, Callable[[Tensor], Tensor]] = {"label": lambda v: torch.full_like(v, -1), "y": lambda v: v}
+        made["guidance"] = torch.ones_like  # a scale of 1 is none
         return {name: made.get(name, torch.zeros_like)(value) for name, value in cond.items()}
 
     def forward(self, x: Tensor, c_noise: Tensor, **cond: Tensor | None) -> Tensor:
@@ -101,6 +104,9 @@ class Network(nn.Module):
         x = pad(x, self.multiple, self.config.get("periodic", False))
         h, grid = self.lift(x)
         embedding = self.embed(self._levels(c_noise, batch, grid), given.get("label"))
+        if self.guidance is not None:
+            told = self.guidance(given.get("guidance"))
+            embedding = embedding + (told[:, None] if embedding.ndim == 3 else told)
         context, mask = self._context(batch, given.get("tokens"), given.get("token_mask"))
         return State(h, embedding, size, grid, context, mask)
 
@@ -153,7 +159,8 @@ class Network(nn.Module):
         batch = x.shape[0]
         image = (batch, self.image_channels, *x.shape[2:])
         length = cond["tokens"].shape[1:2] if "tokens" in cond else ()
-        shapes = {"label": (batch,), "tokens": (batch, *length, self.token_dim), "token_mask": (batch, *length)}
+        shapes = {"label": (batch,), "guidance": (batch,)}
+        shapes |= {"tokens": (batch, *length, self.token_dim), "token_mask": (batch, *length)}
         for name, value in cond.items():
             if tuple(value.shape) != shapes.get(name, image):
                 wanted = shapes.get(name, image)

@@ -7,7 +7,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fokker.errors import FokkerError
-from fokker.net.layers import Block, Embedding, Norm, conv, fold, grow, memory_format, seeded, shrink, unfold, zeroed
+from fokker.net.layers import (
+    Block,
+    Embedding,
+    Guidance,
+    Norm,
+    conv,
+    fold,
+    grow,
+    memory_format,
+    seeded,
+    shrink,
+    unfold,
+    zeroed,
+)
 from fokker.net.network import Network, State
 
 
@@ -30,6 +43,7 @@ class UNet(Network):
     `width` channels times `mults` per level, `blocks` residual blocks a stage, self-attention of `heads` heads (and
     cross-attention to `tokens` of that dimension) in the stages of the levels flagged in `attention`, and in the middle with
     `mid_attention`; `dropout` draws from torch's global generator, in training only; `periodic` joins opposite borders.
+    With `guidance` the network is told a guidance scale (see `fokker.distil`).
     With `patch` above 1 the network works on patches of that size as channels, which saves most of the time at full size
     (Hoogeboom et al., 2023, arXiv 2301.11093). `multiple` = patch 2^(levels - 1).
 
@@ -54,6 +68,7 @@ class UNet(Network):
         tokens: int | None = None,
         image_channels: int = 0,
         periodic: bool = False,
+        guidance: bool = False,
         seed: int = 0,
     ) -> None:
         mults, attention = tuple(mults), tuple(attention) or (False,) * len(mults)
@@ -73,6 +88,7 @@ class UNet(Network):
                 if flag and c % heads:
                     raise FokkerError(f"heads={heads} does not divide the {c} channels of a level with attention")
             self._build(widths, blocks, [heads * bool(flag) for flag in attention], heads * mid_attention)
+            self.guidance = Guidance(4 * widths[0]) if guidance else None
         levels = range(len(mults))
         self.multiple = patch * 2 ** (len(mults) - 1)
         self.stages = (*(f"down.{i}" for i in levels), "mid", *(f"up.{i}" for i in reversed(levels)))

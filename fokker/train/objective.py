@@ -92,6 +92,10 @@ def _min_snr(logsnr: Tensor, sd: float, gamma: float) -> Tensor:
     return torch.exp(logsnr).clamp_max(gamma)
 
 
+def _truncated_snr(logsnr: Tensor, sd: float, _: float) -> Tensor:
+    return torch.exp(logsnr).clamp_min(1.0)
+
+
 def _sigmoid(logsnr: Tensor, sd: float, bias: float) -> Tensor:
     # snr sigmoid(bias - logsnr), in the form that does not overflow
     return math.exp(bias) * torch.sigmoid(logsnr - bias)
@@ -107,6 +111,7 @@ WEIGHTS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
     "v": _v,  # uniform on the v error of a variance-preserving process
     "flow": _flow,  # uniform on the velocity error of the straight path
     "min-snr": _min_snr,  # min(snr, gamma)
+    "truncated-snr": _truncated_snr,  # max(snr, 1): the noisiest levels count too (Salimans & Ho 2022)
     "sigmoid": _sigmoid,  # its smooth relative, snr sigmoid(bias - logsnr)
     "x0": _x0,
 }
@@ -115,11 +120,11 @@ WEIGHTS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
 def weight(name: str, logsnr: Tensor, sigma_data: float = 1.0, parameter: float | None = None) -> Tensor:
     """w(logsnr), the weight on |x_0 - D|^2; `parameter` is gamma of "min-snr" (5) or the bias of "sigmoid" (2).
 
-    edm snr + 1/sd^2 · eps snr · v 1 + snr · flow (1 + sqrt(snr))^2 · min-snr min(snr, gamma) · sigmoid snr s(bias - logsnr) ·
-    x0 1. Raises FokkerError for another name.
+    edm snr + 1/sd^2 · eps snr · v 1 + snr · flow (1 + sqrt(snr))^2 · min-snr min(snr, gamma) · truncated-snr max(snr, 1) ·
+    sigmoid snr s(bias - logsnr) · x0 1. Raises FokkerError for another name.
 
-    Reference: Hang et al. 2023, arXiv 2303.09556 (min-snr); Kingma & Gao 2023, arXiv 2303.00848 (weights in log-SNR,
-    sigmoid); Karras et al. 2022, arXiv 2206.00364 (edm).
+    Reference: Hang et al. 2023, arXiv 2303.09556 (min-snr); Salimans & Ho 2022, arXiv 2202.00512 (truncated-snr); Kingma &
+    Gao 2023, arXiv 2303.00848 (weights in log-SNR, sigmoid); Karras et al. 2022, arXiv 2206.00364 (edm).
     """
     if name not in WEIGHTS:
         raise unknown("weight", name, WEIGHTS)
@@ -238,9 +243,13 @@ class Denoising(Objective):
         return {k: v.to(device, non_blocking=True) for k, v in (drawn | conditions).items()}
 
     def loss(self, denoiser: Denoiser, drawn: Mapping[str, Tensor]) -> Tensor:
-        """w mean |x_0 - D(x_t, t)|^2 of each sample, (B,)."""
+        """w mean |target - D(x_t, t)|^2 of each sample, (B,)."""
         cond: dict[str, Any] = {k: v for k, v in drawn.items() if k not in ("x", "eps", "t", "weight")}
         x_t = denoiser.process.add_noise(drawn["x"], drawn["eps"], drawn["t"], cond.get("y"))
-        error = denoiser(x_t, drawn["t"], **cond) - drawn["x"]
+        error = denoiser(x_t, drawn["t"], **cond) - self.target(x_t, drawn, cond)
         loss: Tensor = drawn["weight"] * error.square().flatten(1).mean(1)
         return loss
+
+    def target(self, x_t: Tensor, drawn: Mapping[str, Tensor], cond: dict[str, Any]) -> Tensor:
+        """What the belief at x_t is drawn to: x_0; a teacher's answer where a subclass has one."""
+        return drawn["x"]
