@@ -391,3 +391,31 @@ def test_a_view_of_a_canvas_is_its_matrix():
 def test_what_cannot_be_scanned_is_said(make, message):
     with pytest.raises(FokkerError, match=message):
         make()
+
+
+# --- the arena -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_leaderboard_knows_who_is_exact():
+    """On one Gaussian MMPS samples the posterior, to the floor of exact samples; DDNM of a wrong spread does not."""
+    from functools import partial
+
+    from fokker.restore.leaderboard import leaderboard
+    from fokker.restore.moments import MomentMatching
+    from fokker.restore.posterior import DDNM
+
+    law = GaussianMixture([1.0], torch.zeros(1, 1, 2, 3, dtype=F64), torch.linspace(0.05, 1, 6, dtype=F64).diag())
+    makers = [("exact", partial(MomentMatching, iterations=6)), ("off", partial(DDNM, data_std=3.0))]
+    found = leaderboard(
+        law, VP, [("mask", Mask(0.5, (1, 2, 3), seed=1))], makers, steps=60, noise_std=0.3, measurements=2, n=400
+    )
+    exact, off = found.rows
+    # 60 ancestral steps lose some of the spread
+    assert exact.mean < 3 * exact.mean_floor and exact.distance < 1.5 * exact.floor
+    assert 0.75 < exact.misfit / exact.misfit_floor < 1.1
+    assert off.distance > 1.3 * exact.distance and exact.nfe == 60
+    lines = found.table().splitlines()
+    assert lines.index("mask") < next(k for k, line in enumerate(lines) if line.startswith("exact "))
+    assert '"operator": "mask"' in found.json()
+    with pytest.raises(FokkerError, match="noise_std=0"):
+        leaderboard(law, VP, [], noise_std=0.0)
