@@ -21,7 +21,7 @@ EXPECT = (
     "times 1.5 to 2.8 from 256 to 64 (theory: 2); unpaired noise at 64 agrees <= paired - 0.1; a staged schedule loses "
     "<= 0.01 of the accuracy at <= 0.5 x the evaluations; accuracy on held-out digits >= 0.90"
 )
-CLASSES, POINTS, DIGITS = 10, 500, 100
+CLASSES, POINTS, DIGITS = 10, 400, 60
 
 
 def check(seed: int, null: bool = False) -> Outcome:

@@ -28,7 +28,7 @@ EXPECT = (
     "step: lower by >= 0.1 nat in float32, by <= 0.001 with 53 bits; (d) pairs of characters of written text: total variation "
     "between first hitting and 1,024 cached ancestral steps <= 1.25 x that of two first-hitting runs"
 )
-LENGTH, SAMPLES, TEXTS = 6, 4000, 96
+LENGTH, SAMPLES, TEXTS = 6, 4000, 48
 
 
 def uncovered(p: Tensor, chance: float, bits: int) -> float:
