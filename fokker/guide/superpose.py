@@ -135,13 +135,11 @@ class Superposition(Wrapper):
         alpha = self.process.coefficients(step.s, x_t)[0]
         scores = torch.stack([move.score(D).flatten(1) for D in found], 1).to(wide)
         moved = torch.stack([(gain / alpha * D).flatten(1) for D in found], 1).to(wide)
-        # differences to the mean over terms: what all share does not matter
-        effect = scores @ moved.mT
-        effect = effect - effect.mean(1, keepdim=True)
-        effect = effect - effect.mean(2, keepdim=True)
-        gap = after - after.mean(1, keepdim=True)
-        eye = torch.eye(self.count, dtype=wide, device=x_t.device)
-        pulled = effect.mT @ -gap[..., None]
-        change = torch.linalg.solve(effect.mT @ effect + self.damping**2 * eye, pulled)[..., 0]
-        weights: Tensor = 1 / self.count + change - change.mean(1, keepdim=True)
+        # in the space of changes that sum to 0: what all terms share does not matter
+        basis = torch.linalg.svd(torch.ones(1, self.count, dtype=wide, device=x_t.device)).Vh[1:]
+        effect = basis @ (scores @ moved.mT) @ basis.mT
+        gap = basis @ after[..., None]
+        eye = torch.eye(self.count - 1, dtype=wide, device=x_t.device)
+        change = torch.linalg.solve(effect.mT @ effect + self.damping**2 * eye, effect.mT @ -gap)
+        weights: Tensor = 1 / self.count + (basis.mT @ change)[..., 0]
         return weights
