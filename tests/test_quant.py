@@ -52,7 +52,7 @@ def test_weights_are_rounded_to_the_nearest_and_clipped_where_that_is_better() -
     assert bool((error(found, better) <= error(whole, scale)).all())
     seen = Sampled()
     seen.add(torch.cat([draw(10_000), torch.tensor([50.0])]), 1)
-    low, high = clipped(seen, 4)
+    _, high = clipped(seen, 4)
     assert high < seen.high and clipped(seen, 4, search=False) == (seen.low, seen.high)
 
 

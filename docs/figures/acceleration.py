@@ -15,6 +15,7 @@ import fokker as fk
 from fokker import pictures
 from fokker.cache import DeepCache, EncoderPropagation, compare, feature_change
 from fokker.denoiser import NetworkDenoiser
+from fokker.net.layers import seeded
 from fokker.quant import CalibrationSet, Quantised, quantize, size
 from fokker.quant.quantize import nearest
 
@@ -62,9 +63,9 @@ class Theirs(nn.Module):
         super().__init__()
         from diffusers import UNet2DModel
 
-        torch.manual_seed(0)
         down, up = ("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"), ("AttnUpBlock2D", "UpBlock2D", "UpBlock2D")
-        self.unet = UNet2DModel(32, 4, 4, block_out_channels=(96, 192, 384), down_block_types=down, up_block_types=up)
+        with seeded(0):
+            self.unet = UNet2DModel(32, 4, 4, block_out_channels=(96, 192, 384), down_block_types=down, up_block_types=up)
         self.eval()
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
