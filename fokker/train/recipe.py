@@ -8,6 +8,7 @@ import torch
 
 from fokker import store
 from fokker.data import open as open_data
+from fokker.data.degraded import degraded
 from fokker.data.source import Source
 from fokker.denoiser import NetworkDenoiser
 from fokker.errors import FokkerError, unknown
@@ -87,12 +88,18 @@ def train(recipe: Recipe, callbacks: Sequence[Every] = (), quiet: bool = False) 
 
 
 def data_of(recipe: Recipe) -> Source:
-    """The recipe's data set."""
+    """The recipe's data set, beside its measurements where `data.degrade` names an operator."""
     options = dict(recipe.data)
+    degrade = options.pop("degrade", None)
     source = options.pop("source", None)
     if not isinstance(source, str):
         raise FokkerError("data.source is missing; give a data set such as toy:digits or a path")
-    return open_data(source, **options)
+    found = open_data(source, **options)
+    if degrade is None:
+        return found
+    if not isinstance(degrade, dict):
+        raise FokkerError(f"data.degrade={degrade!r} is not understood; write it as {{operator: downsample, factor: 2}}")
+    return degraded(found, degrade)
 
 
 def assemble(recipe: Recipe, source: Source) -> Model:
