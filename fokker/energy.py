@@ -64,16 +64,18 @@ class Ladder(Process):
 
 
 class ResidualEnergy(nn.Module):
-    """f(y, k) = -|y - h(y, k)|^2 / (2 v_k): an energy with tails, which plain networks lack and then diverge for.
+    """f(y, k) = -|y - h(y, k)|^2 / (2 share v_k): an energy with tails, which plain networks lack and then diverge for.
 
-    `net(y, c)` is h, told c = 10 k / T - 5.
+    `net(y, c)` is h, told c = 10 k / T - 5. `share` v_k is about the variance of a mode at its level, whose centre h then is.
     """
 
-    def __init__(self, net: nn.Module, ladder: Ladder) -> None:
+    def __init__(self, net: nn.Module, ladder: Ladder, share: float = 0.2) -> None:
         super().__init__()
+        if not share > 0:
+            raise FokkerError(f"share={share} is not accepted; give a share above 0 of a step's variance")
         self.net = net
         self.levels = ladder.levels
-        self.register_buffer("width", ladder.steps()[1].float())
+        self.register_buffer("width", (share * ladder.steps()[1]).float())
 
     def forward(self, y: Tensor, k: Tensor, **cond: Cond) -> Tensor:
         """f of each sample, (batch,); k (batch,) int64."""
