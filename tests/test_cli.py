@@ -540,3 +540,28 @@ def test_train_goes_on_where_it_stopped_and_gives_a_model_to_sample(sampled: Pat
     code, _, sentence = call("train", "r.yaml", "samples=32", "batch=8")
     assert code == 2 and sentence.count("\n") == 1
     assert call("sample", "--model", "run", "--label", "3", "--steps", "2", "--out", "y.png")[0] == 0
+
+
+def test_a_restored_photograph_is_rerun_to_the_bit_and_keeps_what_was_known(tmp_path: Path, files: dict[str, str]) -> None:
+    from PIL import Image
+
+    source, out = f"{files['pictures']}/40.png", tmp_path / "out.png"
+    code, said, _ = call("restore", source, out, "--steps", "2", "--draws", "2", "--json")
+    told = json.loads(said)
+    assert code == 0 and told["size"] == [6, 8] and told["nfe"] == 4 and (tmp_path / "out.compare.png").is_file()
+    assert call("rerun", out)[0] == 0
+    # given as the measurement: transparent pixels are found, the others kept
+    whole = np.asarray(Image.open(source).convert("RGBA")).copy()
+    whole[2:4, 3:6, 3] = 0
+    holes = tmp_path / "holes.png"
+    Image.fromarray(whole).save(holes)
+    code, _, _ = call("restore", holes, out, "--operator", "mask", "--measured", "--steps", "2", "--no-compare")
+    found = np.asarray(Image.open(out))
+    assert code == 0 and (found == whole[..., :3])[whole[..., 3] > 0].all()
+    for operator, size in (("downsample:2", (16, 12)), ("colourise", (8, 6)), ("blur:1", (8, 6))):
+        assert call("restore", source, out, "--operator", operator, "--measured", "--steps", "1")[0] == 0
+        assert Image.open(out).size == size
+    for wrong in (("--operator", "ct:4", "--measured"), ("--operator", "mask", "--measured"), ("--operator", "ddim"),
+                  ("--operator", "mask:2"), ("--restorer", "mask"), ("--overlap", "40"), ("--model", "digits:3")):  # fmt: skip
+        assert call("restore", source, out, *wrong)[0] == 2, wrong
+    assert call("restore", source, tmp_path / "out.jpg")[0] == 2 and call("restore", tmp_path / "no.png", out)[0] == 2

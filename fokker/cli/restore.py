@@ -43,8 +43,7 @@ class Wanted:
     noise: float
     seed: int
     draws: int
-    tile: int
-    overlap: int
+    overlap: int | None
     measured: bool
     batch: int
     device: str
@@ -76,27 +75,13 @@ def restore(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Restore a photograph of any size from half of its pixels, blurred, small, grey or scanned, by overlapping patches."""
-    from fokker import model as models
-
-    if out.suffix.lower() != ".png":
-        raise FokkerError(f"{str(out)!r} is not accepted; pictures are written without loss, so end it in .png")
     beside = out.with_name(f"{out.stem}.compare.png") if compare else None
     job.check_writable(out, beside)
-    loaded = models.load(models.locate(model), job.device_of(device))
-    if len(loaded.shape) != 3 or type(loaded.codec).__name__ != "Identity":
-        raise FokkerError(f"model {model!r} is not one of pixels in two dimensions; give one such as photos")
-    tile = loaded.shape[-1]
     wanted = Wanted(
-        str(source), model, operator, restorer, solver, steps, grid, noise, seed, draws, tile,
-        tile // 2 if overlap is None else overlap, measured, batch, job.device_of(device),
+        str(source), model, operator, restorer, solver, steps, grid, noise, seed, draws, overlap, measured, batch,
+        job.device_of(device),
     )  # fmt: skip
-    begin = time.perf_counter()
-    with Progress("restoring") as bar:
-        done = run(wanted, loaded, bar)
-    seconds = time.perf_counter() - begin
-    found = {"source_sha256": _sha256(source), "model_sha256": _sha256(models.locate(model)), "nfe": steps * draws}
-    record = provenance.record("restore", dataclasses.asdict(wanted), **found)
-    digest = picture.save_page(out, _pixels(done.x), record)
+    digest, _, done, seconds = write(wanted, out)
     if beside is not None:
         done.compare(beside, wanted)
     said = {"out": str(out), "compare": beside and str(beside), "size": list(done.x.shape[-2:]), "tiles": done.tiles,
@@ -108,6 +93,34 @@ def restore(
     also = f", beside it {beside.name}" if beside is not None else ""
     typer.echo(f"{out}: {done.x.shape[-2]} x {done.x.shape[-1]} pixels, {done.tiles} tiles, {steps * draws} evaluations each, "
                f"{seconds:.1f} s{gained}{also}")  # fmt: skip
+
+
+def write(wanted: Wanted, out: Path) -> "tuple[str, str, Done, float]":
+    """Do it into a file: the digest of its pixels, the hash of the model, what was made, seconds."""
+    from fokker import model as models
+
+    if out.suffix.lower() != ".png":
+        raise FokkerError(f"{str(out)!r} is not accepted; pictures are written without loss, so end it in .png")
+    path = models.locate(wanted.model)
+    model = models.load(path, wanted.device)
+    if len(model.shape) != 3 or type(model.codec).__name__ != "Identity":
+        raise FokkerError(f"model {wanted.model!r} is not one of pixels in two dimensions; give one such as photos")
+    begin = time.perf_counter()
+    with Progress("restoring") as bar:
+        done = run(wanted, model, bar)
+    hashes = {"source_sha256": _sha256(Path(wanted.source)), "model_sha256": _sha256(path)}
+    record = provenance.record("restore", dataclasses.asdict(wanted), **hashes, nfe=wanted.steps * wanted.draws)
+    digest = picture.save_page(out, _pixels(done.x), record)
+    return digest, hashes["model_sha256"], done, time.perf_counter() - begin
+
+
+def again(options: dict[str, Any], model: str | None, out: Path) -> tuple[str, str, float]:
+    """A restoration from its record, for `fokker rerun`: the digest of its pixels, the hash of the model, seconds."""
+    if set(options) != {f.name for f in dataclasses.fields(Wanted)}:
+        raise FokkerError("the record has other options than this version knows; use its own version")
+    wanted = Wanted(**options) if model is None else Wanted(**{**options, "model": model})
+    digest, sha256, _, seconds = write(wanted, out)
+    return digest, sha256, seconds
 
 
 @dataclass(frozen=True)
@@ -139,11 +152,12 @@ def run(wanted: Wanted, model: "Model", bar: Progress) -> Done:
     from fokker import restore as restorers
     from fokker.restore import photograph
 
+    tile = model.shape[-1]
     image, known = _open(Path(wanted.source), model.shape[0])
     named = spec.method(wanted.operator)
     truth = None if wanted.measured else _cut(image, named)
     operator, y, shape = _taken(image, known, named, model.shape[0]) if truth is None else _measure(truth, named, wanted)
-    tiling = photograph.Tiling((shape[1], shape[2]), wanted.tile, wanted.overlap)
+    tiling = photograph.Tiling((shape[1], shape[2]), tile, tile // 2 if wanted.overlap is None else wanted.overlap)
     plan = choose.plan(wanted.solver, model.denoiser.process, wanted.steps, None, wanted.grid, 0.0)
     method = spec.method(wanted.restorer)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fokker.cli import choose, job, picture, provenance, spec
+from fokker.cli import choose, job, picture, provenance, restore, spec
 from fokker.cli.plan import End, GridName, Nfe, Steps
 from fokker.cli.terminal import Progress, print_json
 from fokker.errors import FokkerError
@@ -122,16 +122,20 @@ def rerun(
     if show:
         print_json(record)
         return
-    if record["command"] != "sample":
+    if record["command"] not in ("sample", "restore"):
         raise FokkerError(f"{str(file)!r} was made by {record['command']!r}, which cannot be rerun")
     out = out or file.with_name(f"{file.stem}.rerun{file.suffix}")
     provenance.check_suffix(out)
     if out.suffix.lower() != file.suffix.lower():
         raise FokkerError(f"--out {str(out)!r} is of another kind than {str(file)!r}; use the same ending")
-    wanted = job.Job.read(record["options"])
-    if model is not None:
-        wanted = dataclasses.replace(wanted, model=model)
-    digest, done, seconds = _make(wanted, out)
+    if record["command"] == "restore":
+        digest, sha256, seconds = restore.again(record["options"], model, out)
+    else:
+        wanted = job.Job.read(record["options"])
+        if model is not None:
+            wanted = dataclasses.replace(wanted, model=model)
+        digest, done, seconds = _make(wanted, out)
+        sha256 = done.sha256
     same = digest == record["digest"]
     if json:
         print_json(
@@ -140,13 +144,13 @@ def rerun(
     elif same:
         typer.echo(f"{out}: identical to {file} to the bit")
     else:
-        typer.echo(f"{out}: differs from {file}; {_why(record, done)}")
+        typer.echo(f"{out}: differs from {file}; {_why(record, sha256)}")
     raise typer.Exit(0 if same else 1)
 
 
-def _why(record: dict[str, Any], done: "Done") -> str:
+def _why(record: dict[str, Any], sha256: str) -> str:
     """The first thing that is not as it was."""
-    now = provenance.record("sample", {}, model_sha256=done.sha256)
+    now = provenance.record("sample", {}, model_sha256=sha256)
     for name in ("model_sha256", "fokker", "torch"):
         if now[name] != record.get(name):
             return f"{name} was {record.get(name)} and is {now[name]}"
