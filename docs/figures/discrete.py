@@ -65,8 +65,14 @@ for bits, colour, name in (
     (53, "tab:blue", "53 bits (float64), predicted"),
 ):
     right.plot(chances, [uncovered(p, float(c), bits) for c in chances], color=colour, label=name)
+rare = chances[chances < 2e-4]
 right.plot(
-    chances, [on_the_lattice(p, float(c)) for c in chances], "x", color="tab:red", ms=5, label="float32 numbers, summed"
+    rare,
+    [on_the_lattice(p, float(c), top=int(40 * float(c) * 2**24) + 256) for c in rare],
+    "x",
+    color="tab:red",
+    ms=5,
+    label="float32 numbers, summed",
 )
 right.set(xscale="log", xlabel="chance of uncovering in a step", ylabel="entropy of the token (nats)")
 right.invert_xaxis()

@@ -18,7 +18,7 @@ from fokker.laws import lowrank
 from fokker.perceive import DiffusionClassifier, sweep
 
 law = lowrank(16, 10, 4, seed=0, std=0.6, within=0.7)
-x, _ = law.sample_labelled(200, seed=0)
+x, _ = law.sample_labelled(150, seed=0)
 bayes = torch.stack([law.log_prob(x, label=k) for k in range(10)], 1).argmax(1)
 denoiser, candidates = law.denoiser(fk.VP()), {"label": torch.arange(10)}
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), width_ratios=(1, 1.1))
