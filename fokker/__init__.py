@@ -33,7 +33,7 @@ _NOUNS = {
     "load": "model",
     "log_prob": "likelihood",
     "noise": "keyed",
-    "probe": "denoiser",
+    "probe": "probing",
     "run": "loop",
     "sample": "loop",
     "tune": "solve.tune",

@@ -19,8 +19,8 @@ import fokker as fk
 from fokker.adapt import Pretrained
 from fokker.adapt.folder import quiet
 from fokker.adapt.schedule import read_schedule
-from fokker.denoiser import probe
 from fokker.errors import FokkerError
+from fokker.probing import probe
 from fokker.process import TableVP
 
 PROMPTS = ["red cat", "blue dog"]

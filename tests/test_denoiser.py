@@ -8,8 +8,9 @@ from laws_for_tests import F64, LAW, PROCESSES, SHAPED, anchor, cond, start
 from torch import Tensor, nn
 
 import fokker as fk
-from fokker.denoiser import Deanchored, NetworkDenoiser, OnProcess, Probe, Run, Wrapper, probe
+from fokker.denoiser import Deanchored, NetworkDenoiser, OnProcess, Run, Wrapper
 from fokker.errors import FokkerError
+from fokker.probing import Probe, probe
 from fokker.process import PREDICTIONS, Process
 
 MEAN, VARIANCE = 0.3, 0.6
