@@ -12,6 +12,7 @@ from fokker.denoiser import NetworkDenoiser
 from fokker.edit import (
     AttentionControl,
     BottleneckShift,
+    FixedPoint,
     HSpace,
     NullText,
     PerStepNull,
@@ -25,6 +26,7 @@ from fokker.edit import (
 from fokker.edit.control import lent
 from fokker.edit.nulltext import place
 from fokker.errors import FokkerError
+from fokker.grids import Times
 from fokker.net import build
 
 F64 = torch.float64
@@ -58,6 +60,35 @@ def test_inversion_walks_the_grid_and_comes_back_as_its_steps_shrink() -> None:
     assert torch.allclose(high, b / a * (low - s * eps) + r * eps, atol=1e-10)
     heun = invert(denoiser, X, GRID, fk.solve.get("heun"), **SOURCE)
     assert len(heun.states) == 21 and heun.nfe == 40
+
+
+@pytest.mark.parametrize(
+    ("way", "iterations", "bound"),
+    [("anderson", 8, 1e-9), ("picard", 12, 1e-4), pytest.param("adam", 30, 0.3, marks=pytest.mark.slow)],
+)
+def test_fixed_points_make_the_steps_of_an_inversion_exact(way: str, iterations: int, bound: float) -> None:
+    denoiser, grid = LAW.denoiser(PROCESS), fk.grids.uniform(12, start=0.9)
+
+    def round_trip(solver: fk.Solver | None) -> Tensor:
+        path = invert(denoiser, X, grid, solver, **SOURCE)
+        return (fk.sample(denoiser, path.noise, path.plan(), **SOURCE) - path.states[-1]).norm()
+
+    plain = round_trip(None)
+    solver = FixedPoint(way, iterations, rate=0.02)
+    assert round_trip(solver) <= bound * plain
+    path = invert(denoiser, X, grid, solver, **SOURCE)
+    assert len(path.states) == 13
+    # every state on the way is one from which the sampler's step leads to the next
+    step = fk.sample(
+        denoiser, path.states[4], fk.solve.get("ddim").plan(PROCESS, Times(grid.times(PROCESS)[4:6])), **SOURCE
+    )
+    if way == "anderson":
+        assert torch.allclose(step, path.states[5], atol=1e-9)
+    # a sample does not feel its batch
+    alone = invert(denoiser, X[:1], grid, solver, label=SOURCE["label"][:1])
+    assert torch.allclose(alone.noise, path.noise[:1], atol=1e-6)
+    with pytest.raises(FokkerError, match="upwards"):
+        solver.plan(PROCESS, grid)
 
 
 def test_a_rectified_source_stays_on_its_sample_to_the_bit_and_the_target_is_free() -> None:
@@ -144,9 +175,7 @@ def test_control_lends_the_source_half_in_every_branch() -> None:
     grid = fk.grids.uniform(4)
 
     def with_control(**options: Any) -> Tensor:
-        return edit(
-            denoiser, x, *cond, grid=grid, scale=2.0, control=lambda d: AttentionControl(d, 4, **options)
-        ).x
+        return edit(denoiser, x, *cond, grid=grid, scale=2.0, control=lambda d: AttentionControl(d, 4, **options)).x
 
     plain = edit(denoiser, x, *cond, grid=grid, scale=2.0).x
     assert torch.equal(with_control(), plain)
@@ -196,7 +225,9 @@ def test_singular_values_of_the_bottleneck() -> None:
     space = HSpace(denoiser, fk.loop.lay(PROCESS, "ddim", steps=2))
     x = draw(1, 1, 8, 8).to(F64)
     values, directions = space.jacobian(x, 0.5, 3, iterations=60)
-    full = torch.autograd.functional.jacobian(space.through(x, 0.5), torch.zeros(1, 16, 4, 4, dtype=F64)).reshape(64, 256)
+    full = torch.autograd.functional.jacobian(space.through(x, 0.5), torch.zeros(1, 16, 4, 4, dtype=F64)).reshape(
+        64, 256
+    )
     assert torch.allclose(values.detach(), torch.linalg.svdvals(full)[:3], rtol=1e-3)
     assert torch.allclose((full @ directions.flatten(1).T).norm(dim=0), torch.linalg.svdvals(full)[:3], rtol=1e-2)
 
@@ -214,6 +245,8 @@ def test_wrong_requests_are_refused_in_one_sentence() -> None:
         (lambda: place(denoiser, SOURCE), "no embedding"),
         (lambda: exact(denoiser, X, SOURCE, TARGET, solver=fk.solve.get("bdia"), steps=1), "two steps"),
         (lambda: BottleneckShift(denoiser, X), "U-Nets"),
+        (lambda: FixedPoint("andersen"), "did you mean 'anderson'"),
+        (lambda: FixedPoint(damping=1.0), "damping"),
     )
     for make, said in calls:
         with pytest.raises(FokkerError, match=said):

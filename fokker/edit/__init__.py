@@ -9,6 +9,7 @@
 """
 
 from fokker.edit.control import AttentionControl
+from fokker.edit.fixedpoint import FixedPoint
 from fokker.edit.hspace import BottleneckShift, Directions, HSpace, project_out
 from fokker.edit.infedit import infedit
 from fokker.edit.inversion import Trajectory, invert
@@ -20,6 +21,7 @@ __all__ = [
     "BottleneckShift",
     "Directions",
     "Edited",
+    "FixedPoint",
     "HSpace",
     "NullText",
     "PerStepNull",
