@@ -22,7 +22,7 @@ EXPECT = (
     "seen; NOT at w = 1: negated class <= 0.10 (base 1/3), kept attribute >= 0.98; random modes: energy distance >= 0.2 where "
     "the exact joint score has <= 0.03"
 )
-SIDE, SAMPLES = 3, 1200
+SIDE, SAMPLES, FEW = 3, 1200, 300
 
 
 class Factors:
@@ -41,7 +41,7 @@ class Factors:
             weights[pairs.index(without)] = 0
         self.law = GaussianMixture(weights, means, 0.2**2)
 
-    def given(self, colour: int | None = None, shape: int | None = None) -> dict[str, Tensor]:
+    def given(self, colour: int | None = None, shape: int | None = None, count: int = SAMPLES) -> dict[str, Tensor]:
         """The condition, one row a sample."""
         allowed = torch.ones(SIDE**2, dtype=torch.bool)
         if colour is not None:
@@ -49,7 +49,7 @@ class Factors:
         if shape is not None:
             allowed &= self.shape == shape
         logits = torch.zeros(SIDE**2, dtype=torch.float64).masked_fill(~allowed, -torch.inf)
-        return {"logits": logits.expand(SAMPLES, -1)}
+        return {"logits": logits.expand(count, -1)}
 
     def found(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The colour and the shape of samples."""
@@ -61,12 +61,12 @@ def check(seed: int, null: bool = False) -> Outcome:
     process = fk.VP()
     x1 = process.start(noise((SAMPLES, 8), seed, dtype=torch.float64))
 
-    def ends(denoiser: fk.Denoiser, **cond: Tensor) -> Tensor:
-        out: Tensor = fk.sample(denoiser, x1, solver="ddim", steps=50, grid="logsnr", end=0, **cond)
+    def ends(denoiser: fk.Denoiser, count: int = SAMPLES, **cond: Tensor) -> Tensor:
+        out: Tensor = fk.sample(denoiser, x1[:count], solver="ddim", steps=50, grid="logsnr", end=0, **cond)
         return out
 
-    def both(world: Factors, colour: int, shape: int) -> Compose:
-        conditions = [world.given(colour=colour), world.given(shape=shape)]
+    def both(world: Factors, colour: int, shape: int, count: int = SAMPLES) -> Compose:
+        conditions = [world.given(colour=colour, count=count), world.given(shape=shape, count=count)]
         return Compose(world.law.denoiser(process), conditions, base=not null)
 
     def right(world: Factors, colour: int, shape: int) -> float:
@@ -84,10 +84,10 @@ def check(seed: int, null: bool = False) -> Outcome:
     a, b = whole.found(ends(negation))
     distances = [0.0, 0.0]
     for colour, shape in ((c, s) for c in range(SIDE) for s in range(SIDE)):
-        joint = ends(tangled.law.denoiser(process), **tangled.given(colour, shape))
+        joint = ends(tangled.law.denoiser(process), FEW, **tangled.given(colour, shape, FEW))
         mode = tangled.law.means[SIDE * colour + shape][None]
         truth = GaussianMixture(torch.ones(1), mode, 0.2**2).sample(SAMPLES, seed + 300)
-        for i, x in enumerate((ends(both(tangled, colour, shape)), joint)):
+        for i, x in enumerate((ends(both(tangled, colour, shape, FEW), FEW), joint)):
             distances[i] += EnergyDistance()(x, truth).value / SIDE**2
     one = whole.found(ends(exact, **whole.given(colour=1)))
     measured = {
