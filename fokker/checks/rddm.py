@@ -48,7 +48,7 @@ def check(seed: int, null: bool = False) -> Outcome:
     scene, vp = Scene(seed), VP()
     quiet, loud = ResidualDenoising(noise=0.1), 10.0 if null else 1.0
     few, many = energy(scene, quiet, 5, loud), energy(scene, quiet, 50, loud)
-    other = energy(scene, ResidualDenoising(noise=0.1, falling=0.0, rising=2.0), 50, null)
+    other = energy(scene, ResidualDenoising(noise=0.1, falling=0.0, rising=2.0), 50, loud)
     ddim = min(scene.energy(vp, DDIM().plan(vp, grid(5, end=0))) for grid in (Uniform, LogSNR))
     wide = energy(scene, ResidualDenoising(noise=1.0), 5)
     gap = same(scene)
