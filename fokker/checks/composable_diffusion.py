@@ -61,7 +61,7 @@ def check(seed: int, null: bool = False) -> Outcome:
     process = fk.VP()
     x1 = process.start(noise((SAMPLES, 8), seed, dtype=torch.float64))
 
-    def ends(denoiser: fk.Denoiser, count: int = SAMPLES, **cond: Tensor) -> Tensor:
+    def ends(denoiser: fk.Denoiser, cond: dict[str, Tensor], count: int = SAMPLES) -> Tensor:
         out: Tensor = fk.sample(denoiser, x1[:count], solver="ddim", steps=50, grid="logsnr", end=0, **cond)
         return out
 
@@ -70,7 +70,7 @@ def check(seed: int, null: bool = False) -> Outcome:
         return Compose(world.law.denoiser(process), conditions, base=not null)
 
     def right(world: Factors, colour: int, shape: int) -> float:
-        a, b = world.found(ends(both(world, colour, shape)))
+        a, b = world.found(ends(both(world, colour, shape), {}))
         return float(((a == colour) & (b == shape)).double().mean())
 
     whole, holed, tangled = Factors(seed, True), Factors(seed, True, without=(1, 2)), Factors(seed, False)
@@ -81,15 +81,15 @@ def check(seed: int, null: bool = False) -> Outcome:
         off = max(off, float((composed.predict("score", x_t, t) - truth).abs().max()))
 
     negation = Compose(exact, [whole.given(colour=0), whole.given(shape=1)], [1.0, -1.0], base=not null)
-    a, b = whole.found(ends(negation))
+    a, b = whole.found(ends(negation, {}))
     distances = [0.0, 0.0]
     for colour, shape in ((c, s) for c in range(SIDE) for s in range(SIDE)):
-        joint = ends(tangled.law.denoiser(process), FEW, **tangled.given(colour, shape, FEW))
+        joint = ends(tangled.law.denoiser(process), tangled.given(colour, shape, FEW), FEW)
         mode = tangled.law.means[SIDE * colour + shape][None]
         truth = GaussianMixture(torch.ones(1), mode, 0.2**2).sample(SAMPLES, seed + 300)
-        for i, x in enumerate((ends(both(tangled, colour, shape, FEW), FEW), joint)):
+        for i, x in enumerate((ends(both(tangled, colour, shape, FEW), {}, FEW), joint)):
             distances[i] += EnergyDistance()(x, truth).value / SIDE**2
-    one = whole.found(ends(exact, **whole.given(colour=1)))
+    one = whole.found(ends(exact, whole.given(colour=1)))
     measured = {
         "error of the score": off,
         "both right": right(whole, 1, 2),
