@@ -6,7 +6,8 @@ A status is computed from it and from nothing else: `works`, `not reproduced`, `
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,22 @@ def read(path: Path | None = None) -> dict[str, Any]:
 def write(data: Mapping[str, Any], path: Path | None = None) -> None:
     """Write the measured data in one step: a reader sees the old file or the new one."""
     path = path or PATH
-    fresh = path.with_suffix(".tmp")
+    fresh = path.with_suffix(f".{os.getpid()}.tmp")
     with fresh.open("w") as file:
         file.write(json.dumps(dict(sorted(data.items())), indent=1, allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
     fresh.replace(path)
+
+
+@contextmanager
+def alone(path: Path | None = None) -> Iterator[None]:
+    """Within the block no other process that asks so reads the file to write it: two checks may be kept at once."""
+    import fcntl
+
+    with (path or PATH).with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def add(data: Mapping[str, Any], report: checks.Report, null_report: checks.Report) -> dict[str, Any]:

@@ -288,9 +288,10 @@ def reproduce_all(
     data = measured.read(path)
     for identifier in checked() if ids is None else ids:
         report, null_report = reproduce(identifier, False, seeds), reproduce(identifier, True, seeds)
-        # read again: another run may have kept its numbers meanwhile
-        data = measured.add(measured.read(path), report, null_report)
-        measured.write(data, path)
+        with measured.alone(path):
+            # read again: another run may have kept its numbers meanwhile
+            data = measured.add(measured.read(path), report, null_report)
+            measured.write(data, path)
         for finished in (report, null_report):
             if on_report is not None:
                 on_report(finished)
