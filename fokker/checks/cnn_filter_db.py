@@ -16,7 +16,8 @@ from fokker.net.filters import filter_shift, random_threshold, scaled, sparsity,
 
 EXPECT = (
     "least entropy of 300 Gaussian layers within 0.025 of the curve for n = 4, 16, 64, 256, 1024, 4096; a layer of one "
-    "pattern: 0 to 1e-6; half the kernels zero: sparsity 0.5; shift to itself 0, symmetric, trained to random >= 3 x between two halves"
+    "pattern: 0 to 1e-6; half the kernels zero: sparsity 0.5; shift to itself 0, symmetric, trained to random >= 3 x between "
+    "two halves"
 )
 NUMBERS = (4, 16, 64, 256, 1024, 4096)
 
