@@ -2,7 +2,7 @@
 
 THE CONTRACT. A codec is a module with `encode(data) -> x`, `decode(x) -> data`, both with a leading batch dimension and data
 in the data set's own range, and a `config` that rebuilds it by name. Latent diffusion is everything else, in a codec's space.
-A new codec is a subclass of `Codec`; it is found by its class name once its module is imported.
+A new codec is a subclass of `Codec`; it is found by its class name, if the catalogue has it or once its module is imported.
 """
 
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fokker.catalogue import lazy_names, public
 from fokker.errors import FokkerError, unknown
 
 
@@ -39,6 +40,9 @@ def build(config: Mapping[str, Any]) -> Codec:
     options = dict(config)
     name = options.pop("codec", "Identity")
     known = {kind.__name__: kind for kind in _kinds(Codec)}
+    if name not in known and name in lazy_names("codec")[1]():
+        public(name, {"codec"})  # imports its module
+        known = {kind.__name__: kind for kind in _kinds(Codec)}
     if name not in known:
         raise unknown("codec", name, known)
     try:
