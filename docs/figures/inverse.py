@@ -35,7 +35,7 @@ for name, operator in (
     error = 1 - (x - truth).abs().mean(1, keepdim=True).expand_as(x) * 3
     psnr = 10 * torch.log10(4 / (x.clamp(-1, 1) - truth).square().mean())
     print(f"{name}: {psnr:.2f} dB")
-    rows.append([(name, shown), (f"restored, {psnr:.1f} dB", x), ("truth", truth), ("error, 6 times", error)])
+    rows.append([(name, shown), (f"restored, {psnr:.1f} dB", x), ("truth", truth), ("error, 3 times", error)])
 h, w, gap, head = *shape[1:], 6, 18
 page = Image.new("RGB", (4 * (w + gap) + gap, len(rows) * (h + head + gap)), "white")
 draw = ImageDraw.Draw(page)

@@ -32,7 +32,7 @@ def scores(value: Mapping[tuple[str, str], float], path: str | Path, title: str)
                 colour = "white" if known is None else colours(share)
                 ax.fill_between([column, column + 1], row, row + 1, color=colour, linewidth=0)
                 text = "-" if known is None else f"{known:.3g}" if known < 100 else f"{known:.0f}"
-                ink = "white" if share > 0.5 else "#1f2430"
+                ink = "white" if share > 0.42 else "#1f2430"
                 ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=ink)
         ax.set_xticks([k + 0.5 for k in range(len(problems))], problems)
         ax.set_yticks([k + 0.5 for k in range(len(methods))], methods)
