@@ -103,7 +103,7 @@ def edit(
     begin = time.perf_counter()
     after, nfe = run(wanted, loaded, before)
     seconds = time.perf_counter() - begin
-    found = {"source_sha256": _sha256(picture_in), "model_sha256": _sha256(models.locate(model)), "nfe": nfe}
+    found = {"source_sha256": _sha256(picture_in), "model_sha256": models.digest(models.locate(model)), "nfe": nfe}
     record = provenance.record("edit", dataclasses.asdict(wanted), **found)
     digest = picture.save_page(out, loaded.decode(after)[0], record)
     if beside is not None:

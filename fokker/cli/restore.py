@@ -108,7 +108,7 @@ def write(wanted: Wanted, out: Path) -> "tuple[str, str, Done, float]":
     begin = time.perf_counter()
     with Progress("restoring") as bar:
         done = run(wanted, model, bar)
-    hashes = {"source_sha256": _sha256(Path(wanted.source)), "model_sha256": _sha256(path)}
+    hashes = {"source_sha256": _sha256(Path(wanted.source)), "model_sha256": models.digest(path)}
     record = provenance.record("restore", dataclasses.asdict(wanted), **hashes, nfe=wanted.steps * wanted.draws)
     digest = picture.save_page(out, _pixels(done.x), record)
     return digest, hashes["model_sha256"], done, time.perf_counter() - begin
