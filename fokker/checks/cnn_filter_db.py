@@ -2,7 +2,9 @@
 
 The paper: the entropy of explained variances of random kernels is bounded below by a curve in their number; degenerate layers
 show low entropy or high sparsity; the distribution of trained kernels is its own. Gaussian kernels, layers made degenerate on
-purpose, and the photographs' network of the zoo against the same network without training.
+purpose, and the photographs' network of the zoo against the same network without training. The least of 300 draws is itself
+uncertain by 0.03 at n = 4, so its mean over repeats is held against the curve. Between the numbers below, at n = 8, that mean
+lies 0.03 above the curve.
 
 Null: singular values in place of their squares.
 """
@@ -33,12 +35,19 @@ def check(seed: int, null: bool = False) -> Outcome:
     entropy = unsquared if null else variance_entropy
     gaps = {}
     for place, n in enumerate(NUMBERS):
-        rows = fk.noise((300, n, 9), seed, stream="check", index=place, dtype=torch.float64)
-        gaps[n] = min(entropy(r) for r in rows) - random_threshold(n)
-    pattern = fk.noise((1, 9), seed, stream="check", index=50, dtype=torch.float64)
-    gains = fk.noise((64, 1), seed, stream="check", index=51, dtype=torch.float64)
+        repeats = 40 if n <= 16 else 2
+        least = [
+            min(
+                entropy(rows)
+                for rows in fk.noise((300, n, 9), seed, stream="check", index=64 * place + k, dtype=torch.float64)
+            )
+            for k in range(repeats)
+        ]
+        gaps[n] = sum(least) / repeats - random_threshold(n)
+    pattern = fk.noise((1, 9), seed, stream="check", index=1000, dtype=torch.float64)
+    gains = fk.noise((64, 1), seed, stream="check", index=1001, dtype=torch.float64)
     rank_one = variance_entropy(gains * pattern)
-    half = fk.noise((64, 9), seed, stream="check", index=52, dtype=torch.float64)
+    half = fk.noise((64, 9), seed, stream="check", index=1002, dtype=torch.float64)
     half[::2] = 0
     trained = scaled(fk.load("photos").denoiser.net)
     fresh = scaled(build("photos", seed=seed + 1))
