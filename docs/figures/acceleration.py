@@ -47,7 +47,7 @@ def zoo(name: str, n: int, **cond: Tensor) -> None:
     x = PROCESS.start(fk.noise((n, *model.shape), seed=0))
     made = ways(denoiser, model.shape, x, **cond)
     print(f"--- {name}, batch {n}, {torch.get_num_threads()} thread")
-    rows = compare(made["ways"], x, made["plan"], repeats=2, **cond)
+    rows = compare(made["ways"], x, made["plan"], repeats=5, **cond)
     for row in rows:
         print(row, f" {rows[0].seconds / row.seconds:.2f} x as fast")
     if name == "digits":
