@@ -24,6 +24,7 @@ from fokker.options import check_types
 from fokker.process import Process
 
 FORMAT = "fokker model 1"
+READ = (".json", ".safetensors", ".txt", ".model")  # what is read of a folder of diffusers
 STORED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _HEADER = {
     "format", "net", "conditioner", "process", "prediction", "sigma_data", "shape", "bounds", "conditions", "codec", "card",
@@ -219,7 +220,7 @@ def load(name: str | Path, device: torch.device | str = "cpu") -> Model:
 def digest(path: str | Path) -> str:
     """SHA-256 of a model's file, or of what is read of a folder of diffusers."""
     path = Path(path)
-    files = [path] if path.is_file() else [f for f in sorted(path.rglob("*")) if f.suffix in (".json", ".safetensors", ".txt")]
+    files = [path] if path.is_file() else [f for f in sorted(path.rglob("*")) if f.suffix in READ]
     sha = hashlib.sha256()
     for file in files:
         if path.is_dir():

@@ -16,6 +16,7 @@ from tiny_pipelines import KINDS, TEXT, make, unet2d, unet2d_condition
 from torch import Tensor
 
 import fokker as fk
+from fokker import model as models
 from fokker.adapt import Pretrained
 from fokker.adapt.folder import quiet
 from fokker.adapt.schedule import read_schedule
@@ -149,6 +150,11 @@ def test_the_command_line_samples_a_folder(tmp_path: Path, monkeypatch: pytest.M
         assert done.exit_code == 0, done.output
     again = CliRunner().invoke(app, ["rerun", "a.png", "--json"], catch_exceptions=False)
     assert again.exit_code == 0 and '"identical": true' in again.output
+    (tmp_path / "pipeline" / "note.json").write_text("{}")
+    record = json.loads(CliRunner().invoke(app, ["rerun", "a.png", "--show"]).output)
+    assert record["model_sha256"] != models.digest(tmp_path / "pipeline")
+    (tmp_path / "pipeline" / "note.json").unlink()
+    assert record["model_sha256"] == models.digest(tmp_path / "pipeline")
 
 
 # --- schedules -----------------------------------------------------------------------------------------------------------
