@@ -183,7 +183,10 @@ class Oracle(diffusers.UNet2DModel):
             x_0 = exact(sample * size, sigma / process.sigma_max)
             out = schedule.sign * (x_0 - SPREAD**2 / size * sample) / (sigma * SPREAD / size)
         else:
-            t = told / 1000 if isinstance(process, fk.Flow) else (told + 1) / len(process.betas)
+            if isinstance(process, fk.VE):
+                t = math.log(told / process.sigma_min) / math.log(process.sigma_max / process.sigma_min)
+            else:
+                t = told / 1000 if isinstance(process, fk.Flow) else (told + 1) / len(process.betas)
             x0 = schedule.prediction == "x0"
             out = exact(sample, t) if x0 else exact.predict(schedule.prediction, sample, t)
         return SimpleNamespace(sample=out)
@@ -200,6 +203,7 @@ SCHEDULERS = {
     "v": lambda: diffusers.DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True),
     "x0": lambda: diffusers.DDIMScheduler(prediction_type="sample", num_train_timesteps=400, beta_end=0.05),
     "flow": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    "score": lambda: diffusers.ScoreSdeVeScheduler(sigma_max=50.0),
     "edm": lambda: diffusers.EDMEulerScheduler(sigma_data=SPREAD),
     "edm, v": lambda: diffusers.EDMDPMSolverMultistepScheduler(sigma_data=SPREAD, prediction_type="v_prediction"),
 }
@@ -244,6 +248,8 @@ def test_the_grid_is_the_scheduler_s_where_it_is_consistent_and_right_where_it_i
     few, many = (grid(moving, 4, spread=True, tokens=n) for n in (256, 4096))
     assert few[1] == pytest.approx(1 / (1 + math.exp(-0.5) / 3), abs=1e-6)
     assert many[1] == pytest.approx(1 / (1 + math.exp(-1.15) / 3), abs=1e-6)
+    geometric = grid(diffusers.ScoreSdeVeScheduler(), 4)
+    assert geometric == pytest.approx([1.0, 0.666670, 0.333340, 0.00001], abs=2e-6)
     karras = grid(diffusers.EulerDiscreteScheduler(use_karras_sigmas=True), 5)
     assert karras[-1] == 0.0 and all(a > b for a, b in pairwise(karras))
 

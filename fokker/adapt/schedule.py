@@ -110,6 +110,8 @@ class Schedule:
         except (ValueError, TypeError, IndexError) as error:
             name = type(walker).__name__
             raise FokkerError(f"{name} lays out no {steps} steps ({error}); use a grid of fokker.grids") from None
+        if hasattr(walker, "set_sigmas"):
+            walker.set_sigmas(steps)
         times = self._rows(walker) if self._at_rows(walker) else self._levels(walker.sigmas)
         kept = [t for k, t in enumerate(times) if k == 0 or t < times[k - 1]]
         return Times(values=kept, to_x0=kept[-1] == 0)
