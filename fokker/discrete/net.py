@@ -55,7 +55,7 @@ class TokenTransformer(nn.Module):
         self.conditions = ("label",) if classes else ()
         with seeded(seed):
             self.tokens = nn.Embedding(size + 1, width)
-            self.vector = nn.Parameter(0.1 * torch.randn(width))
+            self.vector = nn.Parameter(nn.init.normal_(torch.empty(width), std=0.1))
             self.rise = nn.Linear(64, width) if timed else None
             self.label = nn.Embedding(classes + 1, width) if classes else None
             self.local = nn.ModuleList(nn.Conv1d(width, width, kernel, padding=kernel // 2) for _ in range(depth))
