@@ -419,3 +419,39 @@ def test_the_leaderboard_knows_who_is_exact():
     assert '"operator": "mask"' in found.json()
     with pytest.raises(FokkerError, match="noise_std=0"):
         leaderboard(law, VP, [], noise_std=0.0)
+
+
+# --- sources -------------------------------------------------------------------------------------------------------------
+
+
+def test_sources_are_separated_as_the_joint_posterior_says():
+    """Two Gaussians of unit variance summed: the belief under the sum is that of the joint law."""
+    from fokker.restore.posterior import PiGDM
+    from fokker.restore.sources import Sources, Sum
+
+    means = torch.tensor([[[1.0, -1.0, 0.5]], [[0.0, 2.0, -2.0]]], dtype=F64)
+    parts = [GaussianMixture([1.0], m, 1.0) for m in means]
+    both = GaussianMixture([1.0], means.reshape(1, 2, 3), 1.0)
+    pair = Sources([p.denoiser(VP) for p in parts])
+    x_t, t = fk.noise((4, 2, 3), seed=1, dtype=F64), 0.4
+    assert torch.allclose(pair(x_t, t), both.denoiser(VP)(x_t, t), atol=1e-13)
+    assert pair.data_std == pytest.approx(1.0) and pair.conditions == ("label", "logits", "y")
+    y = Sum().measure(both.sample(1, seed=2), 0.3)
+    joint = both.posterior(torch.cat([torch.eye(3, dtype=F64)] * 2, 1), y[0], 0.3)
+    restored = PiGDM(pair, Sum(), y.expand(4, 3), 0.3)(x_t, t)
+    assert torch.allclose(restored, joint.denoiser(VP)(x_t, t), atol=1e-12)
+    # each source may be guided by its own scale
+    scales = torch.tensor([[[0.5], [0.0]]], dtype=F64)
+    plan = steps("ddim", VP)
+    start_at = fk.noise((3, 2, 3), seed=5, dtype=F64)
+    found: list[Tensor] = []
+    for step in (0.0, 0.5, scales):
+        fk.sample(DPS(pair, Sum(), y.expand(3, 3), step=step), start_at, plan, watch=lambda run, x, D: found.append(x))
+    plain, guided, one = found[1], found[4], found[7]
+    assert torch.allclose(one[:, 0], guided[:, 0]) and torch.allclose(one[:, 1], plain[:, 1])
+    inside = Sum(Mask(torch.tensor([1.0, 0.0, 1.0]))).measure(both.sample(2), 0.1)
+    assert not inside[:, 1].any() and Sum(Mask(torch.tensor([1.0, 0.0, 1.0]))).check((2, 2, 3)) < 1e-14
+    for wrong in (lambda: Sources([]), lambda: Sources([parts[0].denoiser(VP), parts[1].denoiser(fk.EDM())]),
+                  lambda: pair(x_t[:, :1], t), lambda: Sum(sources=0), lambda: Sum(sources=3)(x_t)):  # fmt: skip
+        with pytest.raises(FokkerError, match="source"):
+            wrong()
