@@ -10,6 +10,7 @@ from fokker.cli import (
     classify,
     data,
     demo,
+    distil,
     edit,
     enhance,
     likelihood,
@@ -50,5 +51,6 @@ def options(
     """Diffusion models on one algebra: sample, train, restore, edit, measure, cite."""
 
 
-for group in (demo, sample, restore, edit, enhance, train, plan, tune, arena, data, catalogue, likelihood, classify, write):
+GROUPS = (demo, sample, restore, edit, enhance, train, distil, plan, tune, arena, data, catalogue, likelihood, classify, write)
+for group in GROUPS:
     group.add(app)

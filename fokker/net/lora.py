@@ -127,6 +127,27 @@ def add(net: nn.Module, *parts: tuple[Mapping[str, Tensor], float]) -> nn.Module
     return net
 
 
+@torch.no_grad()
+def difference(net: nn.Module, base: nn.Module, rank: int) -> dict[str, Tensor]:
+    """What `net` has beyond `base`, to rank `rank`, as deltas: the best such approximation, exact where the difference is one.
+
+    Layers that do not differ have none; biases and gains are left out. Raises FokkerError for networks of other layers.
+    """
+    ours, theirs = dict(_found(net)), dict(_found(base))
+    if ours.keys() != theirs.keys():
+        raise FokkerError(f"the layers of {type(net).__name__} and {type(base).__name__} are not the same; give its own base")
+    out = {}
+    for name, layer in ours.items():
+        delta = layer.weight.to(torch.float64) - theirs[name].weight.to(layer.weight.device, torch.float64)
+        if not bool(delta.any()):
+            continue
+        u, s, v = torch.linalg.svd(delta.flatten(1), full_matrices=False)
+        r = min(rank, len(s))
+        out[f"{name}.down"] = v[:r].unflatten(1, delta.shape[1:]).to(layer.weight.dtype).contiguous()
+        out[f"{name}.up"] = (u[:, :r] * s[:r]).to(layer.weight.dtype).contiguous()
+    return out
+
+
 def save(state: Mapping[str, Tensor], path: str | Path) -> Path:
     """Write deltas to one safetensors file."""
     store.write(path, dict(state), {"format": FORMAT})
