@@ -39,7 +39,6 @@ class Network(nn.Module):
 
     stages: tuple[str, ...]
     multiple: int
-    guidance: Guidance | None = None
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         super().__init__()
@@ -50,6 +49,7 @@ class Network(nn.Module):
         self.classes: int = config["classes"]
         self.token_dim: int | None = config["tokens"]
         self.image_channels: int = config["image_channels"]
+        self.guidance: Guidance | None = None
         if self.dim not in (1, 2, 3):
             raise FokkerError(f"dim={self.dim} is not accepted; a network works on 1, 2 or 3 dimensions")
         counts = {"width": 1, "channels": 1, "heads": 1, "patch": 1, "classes": 0, "image_channels": 0}
