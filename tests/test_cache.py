@@ -105,6 +105,10 @@ def test_deeper_levels_cost_more_and_the_deepest_leaves_out_the_least(kind: str)
     assert all(a > b for a, b in pairwise(names))
     costs = [macs(lambda level=level: end(DeepCache(plain, 7, level))) for level in range(skips(net))]
     assert costs == sorted(costs) and costs[-1] < macs(lambda: end(plain))
+    if kind == "diffusers":  # the outermost skip: the input's convolution and the last resnet, which takes it
+        units = {n for n, m in net.named_modules() if type(m).__name__ in ("ResnetBlock2D", "Upsample2D", "Downsample2D")}
+        assert {n for n in units - names[0] if not n.startswith("mid_block")} == {"up_blocks.1.resnets.2"}
+        assert {n for n in names[0] - names[1] if "." in n} == {"down_blocks.0.resnets.0", "up_blocks.1.resnets.1"}
     # a level is cut exactly where its own skip begins: nothing below reads it
     for level in range(skips(net)):
         with taps(net, below(net, level)) as seen:
