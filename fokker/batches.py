@@ -63,10 +63,13 @@ def free(device: torch.device | str = "cpu") -> int:
         return 4 << 30  # where the system does not say: what any machine of today has
 
 
-def over(n: int, batch: int, part: Callable[[int, int], Tensor]) -> Tensor:
+def over(
+    n: int, batch: int, part: Callable[[int, int], Tensor], smaller: Callable[[], bool] = lambda: False
+) -> Tensor:
     """part(first, last) for consecutive ranges of 0 .. n, joined; where memory runs out the batch is halved and it goes on.
 
-    Raises FokkerError when a single sample does not fit.
+    When a single sample does not fit, `smaller()` may change over to a way that takes less (tiles, slices) and say True.
+    Raises FokkerError when it cannot.
     """
     found: list[Tensor] = []
     first = 0
@@ -76,7 +79,7 @@ def over(n: int, batch: int, part: Callable[[int, int], Tensor]) -> Tensor:
         except (RuntimeError, MemoryError) as problem:
             if not out_of_memory(problem):
                 raise
-            if batch == 1 or n == 1:
+            if (batch == 1 or n - first == 1) and not smaller():
                 raise FokkerError("one sample does not fit into memory; give a smaller size or another device") from problem
             batch = (min(batch, n - first) + 1) // 2
             if torch.cuda.is_available():

@@ -25,6 +25,10 @@ class Codec(nn.Module):
         """A point of the denoiser's space (n, ...) to data."""
         return x
 
+    def save_memory(self) -> bool:
+        """Called when one sample does not fit: a codec that can work in tiles does so from now on and says True."""
+        return False
+
     @property
     def config(self) -> dict[str, Any]:
         """What rebuilds this codec: its class name and its options."""

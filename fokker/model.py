@@ -95,7 +95,12 @@ class Model:
         low, high = self.bounds
         device = next(self.denoiser.parameters()).device
         at_once = batches.size(self.codec, lambda: self.codec.decode(x[:1].to(device)), device=device) if len(x) > 1 else 1
-        data = batches.over(len(x), at_once, lambda i, j: self.codec.decode(x[i:j].to(device)).to("cpu", torch.float32))
+        data = batches.over(
+            len(x),
+            at_once,
+            lambda i, j: self.codec.decode(x[i:j].to(device)).to("cpu", torch.float32),
+            self.codec.save_memory,
+        )
         pixels = ((data - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
         rows: NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).numpy()
         return rows[..., 0] if self.shape[0] == 1 else rows
@@ -180,17 +185,18 @@ def locate(name: str | Path) -> Path:
     return _zoo() / f"{name}.safetensors"
 
 
-def load(name: str | Path, device: torch.device | str = "cpu") -> Model:
+def load(name: str | Path, device: torch.device | str = "cpu", size: tuple[int, int] | None = None) -> Model:
     """A model of the embedded zoo by name, or from a path (a file, or the folder of a training run or of diffusers).
 
-    The weights are float32 and ready for evaluation. Raises FokkerError for an unknown name, an altered file, or one whose
-    fields are not exactly those of the model that it describes.
+    `size` is (height, width) of its pictures, if not what it was made for. The weights are float32 and ready for evaluation.
+    Raises FokkerError for an unknown name, an altered file, or one whose fields are not exactly those of the model that it
+    describes.
     """
     path = locate(name)
     if path.is_dir():
         from fokker.adapt import from_diffusers
 
-        found: Model = from_diffusers(path, device=device).model
+        found: Model = from_diffusers(path, device=device, size=size).model
         return found
     tensors, header = store.read(path)
     if header.get("format") != FORMAT or header.keys() != _HEADER:
@@ -199,10 +205,14 @@ def load(name: str | Path, device: torch.device | str = "cpu") -> Model:
     conditions = {k: _condition(v) for k, v in header["conditions"].items()}
     net = build_net(header["net"], header["conditioner"])
     denoiser = NetworkDenoiser(net, build_process(header["process"]), header["prediction"], header["sigma_data"])
-    bounds = header["bounds"]
+    bounds, shape = header["bounds"], tuple(header["shape"])
+    if size is not None:
+        if len(shape) != 3:
+            raise FokkerError(f"{path} makes data of shape {shape}, not pictures; leave out the size")
+        shape = (shape[0], *size)
     model = Model(
         denoiser,
-        tuple(header["shape"]),
+        shape,
         (bounds[0], bounds[1]) if bounds else None,
         conditions,
         codecs.build(header["codec"]),

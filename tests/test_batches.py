@@ -52,6 +52,21 @@ def test_a_sample_that_does_not_fit_is_one_sentence_and_other_errors_pass():
         batches.over(4, 2, wrong)
 
 
+def test_a_smaller_way_is_tried_before_giving_up():
+    ways = []
+
+    def part(first, last):
+        if not ways:
+            raise torch.OutOfMemoryError
+        return torch.arange(first, last)
+
+    def smaller():
+        ways.append("tiles")
+        return len(ways) == 1
+
+    assert torch.equal(batches.over(3, 2, part, smaller), torch.arange(3)) and ways == ["tiles"]
+
+
 def test_the_size_follows_from_what_layers_put_out(monkeypatch):
     net = nn.Sequential(nn.Linear(10, 1000), nn.ReLU(), nn.Linear(1000, 10))
     x = torch.zeros(1, 10)
@@ -96,3 +111,15 @@ def test_decoding_in_parts_is_decoding(monkeypatch):
     whole, sizes[:] = model.decode(x), []
     monkeypatch.setattr(batches, "free", lambda device: 3 * 2 * 4 * x[0].numel())
     assert (model.decode(x) == whole).all() and max(sizes) == 3
+
+
+def test_a_size_and_words_to_move_away_from(tmp_path):
+    """Twice the size is a larger picture; moving away from what is asked for gives other pictures, the same way each time."""
+    asked = {"model": "sprites", "n": 2, "steps": 2, "conditions": {"prompt": "red circle"}, "guidance": ("cfg:3",)}
+    plain, away = job.run(job.Job(**asked)), job.run(job.Job(**asked, negative="blue ring"))
+    assert not torch.allclose(plain.x0, away.x0) and torch.equal(job.run(job.Job(**asked, negative="blue ring")).x0, away.x0)
+    alone = job.run(job.Job(**asked, negative="blue ring", batch=1))
+    assert torch.allclose(alone.x0, away.x0, atol=2e-5)
+    assert job.run(job.Job(**asked, size=(32, 16))).x0.shape == (2, 3, 32, 16)
+    with pytest.raises(FokkerError, match="give it with --guidance"):
+        job.run(job.Job(**{**asked, "guidance": ()}, negative="blue ring"))

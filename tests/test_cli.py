@@ -100,6 +100,7 @@ REFUSED: dict[str, list[str]] = {
     "--guidance": ["cgf:3", "", "cfg:x", "cfg:scale=x", "cfg:3,scale=4", "cfg:sacle=3", "ddim",
                    "{python}:NotASolver", ":", "cfg:1,2,3",
                    "cfg:interval=3", "cfg:interval=[5,1]", "{python}:Fails", "os:getcwd"],
+    "--negative": ["a red circle", ""],
     "--prior": ["{missing}.wav", "{empty}.png", "{folder}", ""],
     "--noise-std": ["x", "", "-1"],
     "--batch": ["0", "-1", "x", "65537", ""],

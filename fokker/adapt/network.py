@@ -51,6 +51,15 @@ class Adapted(nn.Module):
         self.empty: Empty | None = None
         self.sign = 1.0
 
+    def save_memory(self) -> bool:
+        """Attention in slices from now on, where the network can; False if it is so already, or cannot."""
+        if getattr(self, "_sliced", False) or not hasattr(self.net, "set_attention_slice"):
+            return False
+        net: Any = self.net
+        net.set_attention_slice("max")
+        self._sliced = True
+        return True
+
     @property
     def dtype(self) -> torch.dtype:
         """The number format of the weights."""

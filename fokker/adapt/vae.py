@@ -62,6 +62,12 @@ class DiffusersVAE(Codec):
         data: Tensor = self.vae.decode(z.to(self.vae.dtype)).sample
         return data.to(x.dtype)
 
+    def save_memory(self) -> bool:
+        if getattr(self.vae, "use_tiling", False) or not hasattr(self.vae, "enable_tiling"):
+            return False
+        self.vae.enable_tiling()
+        return True
+
     @property
     def config(self) -> dict[str, Any]:
         own = {k: v for k, v in self.vae.config.items() if not k.startswith("_")}

@@ -1,6 +1,7 @@
 """A sampling job: everything that determines its samples, as plain data that a file can carry and a rerun can read."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,8 @@ class Job:
     plan        the JSON of a stored plan, in place of solver, steps, nfe, grid and end
     guidance    wrappers as `cfg:3`, the first one innermost
     conditions  what is asked for, in words; a list goes round over the samples
+    negative    what guidance moves away from, in words, in place of nothing
+    size        height and width of the pictures, if not the model's own
     batch       samples a call, at most; as many as fit into memory where None. Rounding may depend on it
     """
 
@@ -41,6 +44,8 @@ class Job:
     plan: str | None = None
     guidance: tuple[str, ...] = ()
     conditions: dict[str, Any] = field(default_factory=dict)
+    negative: str | None = None
+    size: tuple[int, int] | None = None
     batch: int | None = None
     device: str = "cpu"
 
@@ -53,7 +58,7 @@ class Job:
             raise FokkerError(
                 f"the record has options {sorted(strange)} that this version does not know; use its own version"
             )
-        lists = {name: tuple(options[name]) for name in ("seeds", "guidance") if name in options}
+        lists = {name: tuple(options[name]) for name in ("seeds", "guidance", "size") if options.get(name)}
         return cls(**{**options, **lists})
 
     def laid(self, on: "Denoiser") -> "Plan":
@@ -90,18 +95,18 @@ def run(job: Job, show: Callable[[int, int], None] = lambda done, total: None) -
 
     team = ranks(cpu=job.device == "cpu")
     path, device = models.locate(job.model), device_of(job.device)
-    model = models.load(path, device)
+    model = models.load(path, device, job.size)
     denoiser: Denoiser = model.denoiser
     if denoiser.process.anchored:
         raise FokkerError(
             f"{job.model!r} restores an observation and does not sample from nothing; see `fokker restore`"
         )
-    denoiser = guided(denoiser, job.guidance)
     plan = job.laid(denoiser)
-    cond = conditions_of(model, job)
+    cond, away = conditions_of(model, job), negative_of(model, job)
     shape = shape_of(model)
     one, eps = {k: value[:1] for k, value in cond.items()}, denoiser.process.sample_noise((1, *shape), device=device)
-    most = batches.size(denoiser, lambda: denoiser(denoiser.process.start(eps), 1.0, **one), device=device)
+    single = guided(denoiser, job.guidance, away)
+    most = batches.size(denoiser, lambda: single(denoiser.process.start(eps), 1.0, **one), device=device)
     # the parts must not depend on who is there to make them
     most = job.batch or team.agreed(min(most, job.n))
     parts = [(seed, i, min(i + most, job.n)) for seed in job.seeds for i in range(0, job.n, most)]
@@ -118,31 +123,45 @@ def run(job: Job, show: Callable[[int, int], None] = lambda done, total: None) -
 
         eps = denoiser.process.sample_noise((len(ids), *shape), seed, ids, device=device)
         here = {name: value[first:last] for name, value in cond.items()}
-        trace = run_plan(denoiser, denoiser.process.start(eps), plan, seed=seed, ids=list(ids), watch=watch, **here)
+        wrapped = guided(denoiser, job.guidance, {k: v.expand(len(ids), *v.shape[1:]) for k, v in away.items()})
+        trace = run_plan(wrapped, wrapped.process.start(eps), plan, seed=seed, ids=list(ids), watch=watch, **here)
         finished, nfe = finished + made, trace.nfe
         x_0: Tensor = trace.x0.cpu()
         return x_0
 
     def survived(part: tuple[int, int, int]) -> "Tensor":
         seed, first, last = part
-        return batches.over(last - first, most, lambda i, j: one_part(seed, first + i, first + j))
+        smaller = getattr(model.denoiser.net, "save_memory", lambda: False)
+        return batches.over(last - first, most, lambda i, j: one_part(seed, first + i, first + j), smaller)
 
     found = team.map(parts, survived)
     x0 = torch.cat(found) if found is not None else torch.empty(0)
     return Done(x0, model, models.digest(path), nfe, team.main)
 
 
-def guided(denoiser: "Denoiser", wrappers: Sequence[str]) -> "Denoiser":
-    """The denoiser in wrappers as `cfg:3`, the first one innermost."""
-    from fokker import guide
+def guided(denoiser: "Denoiser", wrappers: Sequence[str], negative: "Mapping[str, Tensor] | None" = None) -> "Denoiser":
+    """The denoiser in wrappers as `cfg:3`, the first one innermost; `negative` goes to the one that guides."""
+    from fokker import catalogue, guide
 
     for text in wrappers:
         named = spec.method(text)
+        options: dict[str, Any] = {}
+        if negative and "negative" in inspect.signature(catalogue.find("guidance", named.name)[0]).parameters:
+            options, negative = {"negative": dict(negative)}, None
         with choose.own_code(named.name):
-            denoiser = choose.build("guidance", named, denoiser)
+            denoiser = choose.build("guidance", named, denoiser, **options)
         if not isinstance(denoiser, guide.Wrapper):
             raise FokkerError(f"{text!r} is a {type(denoiser).__name__}, not a wrapper around a denoiser")
+    if negative:
+        raise FokkerError("--negative says what guidance moves away from; give it with --guidance, such as cfg:7.5")
     return denoiser
+
+
+def negative_of(model: "Model", job: Job) -> "dict[str, Tensor]":
+    """The conditions to move away from, one row; those that are not words stay as they are asked for."""
+    if job.negative is None:
+        return {}
+    return conditions_of(model, dataclasses.replace(job, n=1, conditions={**job.conditions, "prompt": job.negative}))
 
 
 def conditions_of(model: "Model", job: Job) -> dict[str, "Tensor"]:
