@@ -86,7 +86,13 @@ class KLAutoencoder(Codec):
             for k, c in enumerate(widths):
                 inner += [Resize(dim, widths[k - 1], c, up=False)] if k else []
                 inner += [Residual(dim, c) for _ in range(blocks)]
-            self.encoder = nn.Sequential(*inner, Norm(widths[-1]), nn.SiLU(), conv(dim, widths[-1], 2 * latent))
+            head = conv(dim, widths[-1], 2 * latent)
+            # a posterior as wide as the prior would hide the data from the decoder through the first updates
+            with torch.no_grad():
+                head.weight[latent:] = 0.0
+                assert head.bias is not None
+                head.bias[latent:] = -6.0
+            self.encoder = nn.Sequential(*inner, Norm(widths[-1]), nn.SiLU(), head)
             outer: list[nn.Module] = [conv(dim, latent, widths[-1])]
             for k, c in reversed(list(enumerate(widths))):
                 outer += [Residual(dim, c) for _ in range(blocks)]
