@@ -24,8 +24,8 @@ from fokker.laws import GaussianMixture
 from fokker.measure import Frechet
 from fokker.measure.features import Features
 from fokker.net.cost import macs
+from fokker.net.taps import taps
 from fokker.net.unet import UNet
-from fokker.perceive.features import FeatureExtractor
 from fokker.train import Denoising, Rate, Trainer
 
 EXPECT = (
@@ -69,10 +69,17 @@ def both(seed: int) -> tuple[KLAutoencoder, Tensor, Tensor, float]:
 
 @functools.cache
 def judge() -> Features:
-    """Features of sprites: the middle of the zoo's denoiser at noise 0.2."""
+    """Features of sprites: the mean activations in the middle of the zoo's denoiser, told of noise 0.2."""
     denoiser = fk.load("sprites").denoiser
     t = float(denoiser.process.time(torch.tensor(0.2).log() * -2))
-    return Features.of(denoiser, "sprites-mid", FeatureExtractor(denoiser, ["mid"], t, pool=1))
+
+    def middle(x: Tensor) -> Tensor:
+        with taps(denoiser.net, ["net.mid"]) as seen:
+            denoiser(x, t)
+        found: Tensor = seen["net.mid"].mean((2, 3))
+        return found
+
+    return Features.of(denoiser, "sprites-mid", middle)
 
 
 def exactness(seed: int) -> float:
