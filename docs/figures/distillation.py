@@ -25,7 +25,7 @@ def end(denoiser: fk.Denoiser, steps: int, **cond: torch.Tensor) -> torch.Tensor
 
 
 truth = end(teacher, 64)
-figure, axes = plt.subplots(1, 4, figsize=(12, 3.1), width_ratios=(1.35, 1, 1, 1))
+figure, axes = plt.subplots(1, 4, figsize=(12, 3.2), width_ratios=(1.35, 1, 1, 1), layout="constrained")
 steps = (1, 2, 4, 8)
 for name, ends, colour in (
     ("guided teacher (2 evaluations a step)", [end(teacher, k) for k in steps], "tab:gray"),
@@ -40,7 +40,6 @@ axes[0].legend(frameon=False, fontsize=7)
 shown = {"teacher, 64 steps": truth, "teacher, 1 step": end(teacher, 1), "student, 1 step": end(found[1], 1, **told)}
 for axis, (name, x) in zip(axes[1:], shown.items()):
     axis.scatter(*x[:1000].T, s=2, c=label[:1000], cmap="tab10", vmax=9)
-    axis.set(title=name, xlim=(-2.3, 2.3), ylim=(-2.3, 2.3), xticks=[], yticks=[], aspect="equal")
-    axis.title.set_fontsize(9)
-figure.tight_layout()
+    axis.set_title(name, fontsize=9)
+    axis.set(xlim=(-2.3, 2.3), ylim=(-2.3, 2.3), xticks=[], yticks=[], aspect="equal")
 figure.savefig(Path(__file__).parents[1] / "distillation.png", dpi=90)
