@@ -1,6 +1,6 @@
 """Restorers trained on real photographs along three anchored processes, four solvers unchanged on each.
 
-    python bench/restoration.py [--samples 32000] [--out bench/results/restoration.json] [--picture docs/restoration.png]
+    python bench/restoration.py [--samples 48000] [--out bench/results/restoration.json] [--picture docs/restoration.png]
 
 16 x 16 patches of the two photographs that scikit-learn ships, measured by 2 x 2 means with noise 0.05 (range -1 to 1).
 One small network of the same kind and size for each process; patches of the test split. PSNR, and what
@@ -28,7 +28,7 @@ PROCESSES = {
     "mean-reverting": {"process": "MeanReverting"},
     "RDDM": {"process": "ResidualDenoising", "noise": 0.3},
 }
-SOLVERS = ("ddim", "dpmpp-2m", "heun", "residual-ancestral")
+SOLVERS = ("ddim", "dpmpp-2m", "unipc", "residual-ancestral")
 DEGRADE = {"operator": "downsample", "factor": 2, "noise_std": 0.05}
 NFE, PATCHES = 8, 128
 
@@ -42,7 +42,7 @@ def recipe(process: dict[str, Any], samples: int, folder: Path) -> Path:
         "conditions": ["y"],
         "out": str(folder / "run"),
         "samples": samples,
-        "batch": 64,
+        "batch": 16,
         "rate": {"peak": 2e-3, "warmup": 1280},
         "log": {"every": 6400},
         "checkpoint": {"every": samples, "keep": 1},
@@ -63,7 +63,7 @@ def detail(x: Tensor) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Three anchored processes on photographs, four solvers on each.")
-    parser.add_argument("--samples", type=int, default=32_000)
+    parser.add_argument("--samples", type=int, default=48_000)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()

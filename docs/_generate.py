@@ -188,12 +188,40 @@ def scaling() -> str:
     )
 
 
+def restoration() -> str:
+    """PSNR and detail of three processes under four solvers, as last measured and kept."""
+    kept = json.loads((Path(__file__).parent.parent / "bench" / "results" / "restoration.json").read_text())
+    made = {name: value for name, value in kept.items() if isinstance(value, dict) and "psnr" not in value}
+    solvers = list(next(iter(made.values())))
+    rows = [(name, *(f"{value[s]['psnr']} dB ({value[s]['detail']})" for s in solvers)) for name, value in made.items()]
+    said = (
+        f"What was measured has {kept['measured']['psnr']} dB and {kept['measured']['detail']} of the detail. PSNR, and in brackets "
+        f"the energy of fine detail over the truth's, at {kept['nfe']} evaluations after {kept['samples']} samples of training; "
+        f"{kept['hardware']}, {kept['date']}:"
+    )
+    return f"{said}\n\n" + table(("process", *solvers), rows)
+
+
+def compositions() -> str:
+    """The three combinations, as last measured and kept."""
+    kept = json.loads((Path(__file__).parent.parent / "bench" / "results" / "compositions.json").read_text())
+    parts = [f"Measured on {kept['hardware']}, one thread, {kept['date']}, commit {kept['commit']}."]
+    for name, rows in kept.items():
+        if isinstance(rows, dict):
+            columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+            lines = [(way, *(row.get(column, "") for column in columns)) for way, row in rows.items()]
+            parts += ["", table((name, *columns), lines)]
+    return "\n".join(parts)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     **{kind: methods(kind) for kind in catalogue.KINDS},
     "solvers": solvers,
     "solver-facts": solver_facts,
     "overhead": overhead,
     "scaling": scaling,
+    "compositions": compositions,
+    "restoration": restoration,
     "results": results,
     "counts": counts,
     "commands": commands,

@@ -1,6 +1,6 @@
 """Draws docs/staged.png: DiffuseHigh on the laws of its check, whose large law prefers repeated objects.
 
-    python docs/figures/staged.py
+python docs/figures/staged.py
 """
 
 from pathlib import Path
@@ -25,7 +25,9 @@ def enlarged(guided: int) -> torch.Tensor:
 
 
 native = DiffuseHigh(denoisers, (SMALL, LARGE), sharpen=0.0, solver="heun")(x, seed=4).traces[0].x0
-noisy = fk.sample(denoisers[1], fk.noise((6, 1, *LARGE), seed=4, dtype=torch.float64), solver="heun", grid="uniform", steps=50)
+noisy = fk.sample(
+    denoisers[1], fk.noise((6, 1, *LARGE), seed=4, dtype=torch.float64), solver="heun", grid="uniform", steps=50
+)
 rows = {
     "native, 8 x 8": native,
     "bicubic": Enlarge(LARGE, 0.0)(native),

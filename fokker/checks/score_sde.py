@@ -22,8 +22,8 @@ from fokker.solve.corrector import PredictorCorrector
 
 EXPECT = (
     "on VE, VP and sub-VP: mean |error| of log p <= 5e-3 nats from the exact law at t = 1, |mean error| <= 5e-3 from the "
-    "published prior, encode and decode agree to 1e-4; Hutchinson's stated error is right within 25 %; one corrector a step (snr 0.3, 20 "
-    "steps) leaves <= 0.75 x the predictor's energy distance for reverse diffusion, ancestral and flow"
+    "published prior, encode and decode agree to 1e-4; Hutchinson's stated error is right within 25 %; one corrector a step "
+    "(snr 0.3, 20 steps) leaves <= 0.75 x the predictor's energy distance for reverse diffusion, ancestral and flow"
 )
 PROCESSES = {"VE": (fk.VE(), None), "VP": (fk.VP(), 1e-5), "sub-VP": (fk.SubVP(), 1e-5)}
 PREDICTORS = ("reverse-diffusion", "ancestral", "flow")
