@@ -18,7 +18,8 @@ from fokker.data import toy
 
 def strip(images: Tensor) -> Tensor:
     """(n, 3, h, w) in [-1, 1] as one row of pictures."""
-    return torch.cat(list((images.clamp(-1, 1) + 1) / 2), -1).permute(1, 2, 0)
+    framed = torch.nn.functional.pad((images.clamp(-1, 1) + 1) / 2, (1, 1, 1, 1), value=1.0)
+    return torch.cat(list(framed), -1).permute(1, 2, 0)
 
 
 codec, made, pixels, _ = both(0)
