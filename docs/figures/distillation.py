@@ -42,4 +42,4 @@ for axis, (name, x) in zip(axes[1:], shown.items()):
     axis.scatter(*x[:1000].T, s=2, c=label[:1000], cmap="tab10", vmax=9)
     axis.set_title(name, fontsize=9)
     axis.set(xlim=(-2.3, 2.3), ylim=(-2.3, 2.3), xticks=[], yticks=[], aspect="equal")
-figure.savefig(Path(__file__).parents[1] / "distillation.png", dpi=90)
+figure.savefig(Path(__file__).parents[1] / "distillation.png", dpi=90, bbox_inches="tight", pad_inches=0.1)
