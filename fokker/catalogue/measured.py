@@ -4,8 +4,10 @@
 A status is computed from it and from nothing else: `works`, `not reproduced`, `planned`.
 """
 
+import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +49,8 @@ def alone(path: Path | None = None) -> Iterator[None]:
     """Within the block no other process that asks so reads the file to write it: two checks may be kept at once."""
     import fcntl
 
-    with (path or PATH).with_suffix(".lock").open("w") as file:
+    name = hashlib.sha256(str((path or PATH).resolve()).encode()).hexdigest()[:16]
+    with (Path(tempfile.gettempdir()) / f"fokker-{name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
