@@ -11,7 +11,8 @@ never leaks into another run.
 import copy
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
@@ -142,6 +143,16 @@ def _bound(module: nn.Module, run: Run) -> nn.Module:
     if isinstance(module, nn.ModuleDict):
         return nn.ModuleDict({k: _bound(m, run) for k, m in module.items()})
     return module
+
+
+@contextmanager
+def graded(again: bool = False) -> Iterator[None]:
+    """Gradients are kept within the block; `again` says that those gradients will be differentiated themselves."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    # the fast kernels of attention have no second derivative
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH) if again else nullcontext():
+        yield
 
 
 def followed(belief: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ of a solver, a process and up to three wrappers. The law is exact, so a number t
 sample that depends on its neighbours is the method's fault.
 """
 
+import functools
 import inspect
 import random
 import re
@@ -14,14 +15,21 @@ from typing import Any
 import pytest
 import torch
 from laws_for_tests import F64, OPERATORS, PROCESSES, SHAPE, SHAPED, SOLVERS, adaptive, cond, made, start
+from small_nets import alive
 
 import fokker as fk
 from fokker import catalogue
 from fokker.denoiser import Denoiser
 from fokker.errors import FokkerError
+from fokker.net import build
 
 KINDS = ("guidance", "restorer", "wrapper", "accelerator")
-WRAPPERS = [(kind, name) for kind in KINDS for name in catalogue.names(kind)]
+WRAPPERS = [
+    (kind, name)
+    for kind in KINDS
+    for name in catalogue.names(kind)
+    if isinstance(catalogue.find(kind, name)[0], type)  # a change of weights is a function and gives a network
+]
 Combination = tuple[str, str, tuple[tuple[str, str], ...]]
 N = 2
 LABEL = torch.tensor([0, 2])
@@ -43,6 +51,13 @@ def wrap(kind: str, name: str, inner: Denoiser, pick: slice = slice(None)) -> De
     return made(kind, name, inner, mask, mask(TRUTH[pick]), **options)
 
 
+@functools.cache
+def network() -> torch.nn.Module:
+    """A U-Net for what needs one: caches of features."""
+    net = build({"kind": "unet", "width": 8, "mults": [1, 2], "blocks": 1, "heads": 2, "channels": 2, "classes": 3})
+    return alive(net, 0.05).double().eval()
+
+
 def run(combination: Combination, pick: slice = slice(None)) -> tuple[torch.Tensor, fk.Plan]:
     """The samples of a combination; `pick` takes one of them alone."""
     solver, name, wrappers = combination
@@ -51,9 +66,21 @@ def run(combination: Combination, pick: slice = slice(None)) -> tuple[torch.Tens
     x = start(process, N, SHAPE, t=0.9)
     given = {k: v[pick] for k, v in (cond(process, x) | {"label": LABEL}).items()}
     denoiser: Denoiser = SHAPED.denoiser(process)
+    if any(kind == "accelerator" for kind, _ in wrappers):
+        net = network()
+        # an anchor is for the process to take out, and nothing that this network knows
+        told = fk.NetworkDenoiser(net, process)
+        denoiser = told if not process.anchored else fk.as_denoiser(functools.partial(unanchored, net, process), process)
     for kind, wrapper in wrappers:
         denoiser = wrap(kind, wrapper, denoiser, pick)
     return fk.sample(denoiser, x[pick], plan, ids=list(range(N))[pick], **given), plan
+
+
+def unanchored(net, process, x_t, t, y, label=None):
+    alpha, beta, sigma = process.coefficients(t, x_t)
+    level = (-process.logsnr(torch.as_tensor(t, dtype=F64)) / 8).clamp(-5, 5).expand(len(x_t))
+    plain = (x_t - beta * y) / (alpha**2 + sigma**2) ** 0.5
+    return net(plain, level.float(), label=label)
 
 
 def fault(combination: Combination, alone: bool = False) -> str:

@@ -116,8 +116,10 @@ def _largest(process: Process) -> float:
 def _variance(process: Process, t: Tensor) -> Tensor:
     """Sigma_t, the variance of an ancestral step of 1/1000 to t from the state at unit variance."""
     before = (t - 1e-3).clamp_min(1e-6)
-    kept, kept_before = (process.alpha(v) ** 2 / (process.alpha(v) ** 2 + process.sigma(v) ** 2) for v in (t, before))
-    out: Tensor = (1 - kept / kept_before).clamp_min(0) * (1 - kept_before) / (1 - kept).clamp_min(1e-12)
+    # a bridge has neither signal nor noise at t = 1
+    squares = [(process.alpha(v) ** 2, process.sigma(v) ** 2) for v in (t, before)]
+    kept, kept_before = (a / (a + s).clamp_min(1e-300) for a, s in squares)
+    out: Tensor = (1 - kept / kept_before.clamp_min(1e-300)).clamp_min(0) * (1 - kept_before) / (1 - kept).clamp_min(1e-12)
     return out
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fokker.denoiser import Cond, Denoiser, followed
+from fokker.denoiser import Cond, Denoiser, followed, graded
 from fokker.errors import FokkerError
 from fokker.process import Time
 from fokker.restore import Operator, conjugate_gradients
@@ -36,7 +36,7 @@ class MomentMatching(Restorer):
             blind: Tensor = self.inner(x_t, t, **cond)
             return blind + self.correction(blind, t)[1]
         outer = torch.is_grad_enabled() and x_t.requires_grad
-        with torch.enable_grad():
+        with graded(outer):
             x = x_t if outer else x_t.detach().requires_grad_()
             belief = followed(self.inner(x, t, **cond))
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fokker.denoiser import Cond, Denoiser, Wrapper, followed
+from fokker.denoiser import Cond, Denoiser, Wrapper, followed, graded
 from fokker.errors import FokkerError
 from fokker.process import Time
 from fokker.restore import Operator
@@ -106,7 +106,7 @@ def pull_back(
 ) -> tuple[Tensor, Tensor]:
     """(D, J^T w(D)) with J = dD/dx_t: one evaluation and one backward pass, per sample; differentiable if x_t is."""
     outer = torch.is_grad_enabled() and x_t.requires_grad
-    with torch.enable_grad():
+    with graded(outer):
         x = x_t if outer else x_t.detach().requires_grad_()
         belief = followed(denoiser(x, t, **cond))
         (pulled,) = torch.autograd.grad(belief, x, weight(belief if outer else belief.detach()), create_graph=outer)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fokker.denoiser import Cond, Denoiser, followed
+from fokker.denoiser import Cond, Denoiser, followed, graded
 from fokker.errors import FokkerError, unknown
 from fokker.grids import Grid
 from fokker.keyed import noise
@@ -68,7 +68,7 @@ class STSL(Restorer):
         """The gradient of the objective at x_t."""
         alpha, sigma = self.levels(t, x_t)
         outer = torch.is_grad_enabled() and x_t.requires_grad
-        with torch.enable_grad():
+        with graded(outer):
             x = x_t if outer else x_t.detach().requires_grad_()
             belief = followed(self.inner(x, t, **cond))
             loss = self.lam * (self.measured.to(belief) - self.operator(belief)).square().sum()
