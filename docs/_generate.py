@@ -194,9 +194,10 @@ def restoration() -> str:
     made = {name: value for name, value in kept.items() if isinstance(value, dict) and "psnr" not in value}
     solvers = list(next(iter(made.values())))
     rows = [(name, *(f"{value[s]['psnr']} dB ({value[s]['detail']})" for s in solvers)) for name, value in made.items()]
+    before = kept["measured"]
     said = (
-        f"What was measured has {kept['measured']['psnr']} dB and {kept['measured']['detail']} of the detail. PSNR, and in brackets "
-        f"the energy of fine detail over the truth's, at {kept['nfe']} evaluations after {kept['samples']} samples of training; "
+        f"What was measured has {before['psnr']} dB and {before['detail']} of the detail. PSNR, and in brackets the energy of fine "
+        f"detail over the truth's, at {kept['nfe']} evaluations after {kept['samples']} samples of training; "
         f"{kept['hardware']}, {kept['date']}:"
     )
     return f"{said}\n\n" + table(("process", *solvers), rows)
