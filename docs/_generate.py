@@ -196,8 +196,8 @@ def restoration() -> str:
     rows = [(name, *(f"{value[s]['psnr']} dB ({value[s]['detail']})" for s in solvers)) for name, value in made.items()]
     before = kept["measured"]
     said = (
-        f"What was measured has {before['psnr']} dB and {before['detail']} of the detail. PSNR, and in brackets the energy of fine "
-        f"detail over the truth's, at {kept['nfe']} evaluations after {kept['samples']} samples of training; "
+        f"What was measured has {before['psnr']} dB and {before['detail']} of the detail. PSNR, and in brackets the energy of "
+        f"fine detail over the truth's, at {kept['nfe']} evaluations after {kept['samples']} samples of training; "
         f"{kept['hardware']}, {kept['date']}:"
     )
     return f"{said}\n\n" + table(("process", *solvers), rows)
