@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from fokker.errors import FokkerError
 from fokker.plan import Draft, Node, Term, pairs
@@ -31,22 +32,35 @@ class DDIM(Solver):
     def stochastic(self) -> bool:  # type: ignore[override]
         return self.eta > 0
 
+    def renewed(self, t: Node, s: Node) -> Tensor:
+        """n^2, the variance that is drawn anew on the way from t to s; what subclasses say in another way."""
+        return ancestral(t, s, self.eta)
+
     def lay(self, draft: Draft, x: Term, nodes: list[Node]) -> Term:
         for t, s in pairs(nodes):
             D = draft.ask(x, t)
-            x = transition(draft, x, D, t, s, self.eta)
+            x = D if s.data else move(draft, x, D, t, s, self.renewed(t, s) if self.eta else None)
         return x
+
+
+def ancestral(t: Node, s: Node, eta: float) -> Tensor:
+    """The share eta^2 of the variance of the exact reverse transition from t to s."""
+    return eta**2 * s.sigma**2 * (1 - (t.alpha * s.sigma / (t.sigma * s.alpha)) ** 2)
+
+
+def move(draft: Draft, x: Term, D: Term, t: Node, s: Node, new: Tensor | None) -> Term:
+    """x_s for a belief D held constant, with a variance `new` of noise drawn anew and the rest kept; None draws nothing."""
+    if new is None:
+        return (s.sigma / t.sigma) * x + (s.alpha - t.alpha * s.sigma / t.sigma) * D
+    keep = torch.sqrt(s.sigma**2 - new) / t.sigma
+    return keep * x + (s.alpha - keep * t.alpha) * D + torch.sqrt(new) * draft.noise(t, s)
 
 
 def transition(draft: Draft, x: Term, D: Term, t: Node, s: Node, eta: float = 0.0) -> Term:
     """The exact Gaussian transition from t to s for a belief D held constant (DDIM's step)."""
     if s.data:
         return D
-    if eta == 0:
-        return (s.sigma / t.sigma) * x + (s.alpha - t.alpha * s.sigma / t.sigma) * D
-    new = eta**2 * s.sigma**2 * (1 - (t.alpha * s.sigma / (t.sigma * s.alpha)) ** 2)
-    keep = torch.sqrt(s.sigma**2 - new) / t.sigma
-    return keep * x + (s.alpha - keep * t.alpha) * D + torch.sqrt(new) * draft.noise(t, s)
+    return move(draft, x, D, t, s, ancestral(t, s, eta) if eta else None)
 
 
 def slope(draft: Draft, x: Term, node: Node, variable: str) -> Term:

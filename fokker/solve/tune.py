@@ -250,7 +250,7 @@ def _statistical(train: Pool, nfe: int, end: float | None, seed: int, budget: Bu
     cond: dict[str, Any] = {k: v[:many] if isinstance(v, Tensor) else v for k, v in train.cond.items()}
     try:
         known = ModelStatistics.fit(denoiser, shape, POINTS, many, seed, end=end, chunk=many, **cond)
-    except (FokkerError, RuntimeError, NotImplementedError):
+    except (FokkerError, RuntimeError):
         return []  # a model without forward-mode derivatives, or without a log-SNR at an end
     found: dict[str, Plan] = {}
     for order in (2, 3):
