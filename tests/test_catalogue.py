@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import fokker as fk
 from fokker import catalogue, checks
@@ -279,6 +280,23 @@ def test_all_checks_are_kept_after_each_and_others_keep_theirs(tmp_path: Path, m
     data = checks.reproduce_all(path)
     assert data == measured.read(path) and set(data) == {"another", "of-ours"}
     assert data["of-ours"]["null_ok"] is True and data["of-ours"]["null_run"]["passed"] is False
+
+
+def test_checks_in_processes_of_their_own_measure_the_same(tmp_path: Path) -> None:
+    """Two at once give every report, and the numbers of one after the other."""
+
+    def numbers(jobs: int) -> dict:
+        path, order = tmp_path / f"{jobs}.json", []
+        data = checks.reproduce_all(path, ["dpm-solver", "adaptive-guidance"], (0,), lambda r: order.append(r.id), jobs)
+        assert sorted(order) == ["adaptive-guidance"] * 2 + ["dpm-solver"] * 2 and data == measured.read(path)
+        return {name: (last["measured"], last["null_run"]["measured"]) for name, last in data.items()}
+
+    torch_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert numbers(2) == numbers(1)
+    finally:
+        torch.set_num_threads(torch_threads)
 
 
 def test_an_unknown_check_is_refused_with_the_near_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,15 @@ A status is computed from it and from nothing else: `works`, `not reproduced`, `
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from fokker import checks
 from fokker.catalogue.record import FOLDER, Record, families, get, records
@@ -47,12 +50,15 @@ def write(data: Mapping[str, Any], path: Path | None = None) -> None:
 @contextmanager
 def alone(path: Path | None = None) -> Iterator[None]:
     """Within the block no other process that asks so reads the file to write it: two checks may be kept at once."""
-    import fcntl
-
     name = hashlib.sha256(str((path or PATH).resolve()).encode()).hexdigest()[:16]
-    with (Path(tempfile.gettempdir()) / f"fokker-{name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(Path(tempfile.gettempdir()) / f"fokker-{name}.lock"):
         yield
+
+
+def seconds(data: Mapping[str, Any], identifier: str) -> float:
+    """How long a check and its null took when they were last measured; infinite when they were not."""
+    last = data.get(identifier)
+    return math.inf if last is None else float(last["seconds"]) + float(last["null_run"]["seconds"])
 
 
 def add(data: Mapping[str, Any], report: checks.Report, null_report: checks.Report) -> dict[str, Any]:

@@ -32,8 +32,11 @@ import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -277,17 +280,21 @@ def reproduce_all(
     ids: Iterable[str] | None = None,
     seeds: Sequence[int] = SEEDS,
     on_report: Callable[[Report], None] | None = None,
+    jobs: int = 1,
 ) -> dict[str, Any]:
     """Run every check (or those of `ids`) and its null; the numbers go into the catalogue's measured.json, system by system.
 
-    `path` is another file to keep them in. Systems that are not run keep their last measurement.
+    `path` is another file to keep them in. `jobs` checks run at once, each in a process of its own with its share of the
+    threads, those that took longest before first. Systems that are not run keep their last measurement.
     Returns the whole measured data.
     """
     from fokker.catalogue import measured
 
     data = measured.read(path)
-    for identifier in checked() if ids is None else ids:
-        report, null_report = reproduce(identifier, False, seeds), reproduce(identifier, True, seeds)
+    chosen = checked() if ids is None else list(ids)
+    if jobs > 1:
+        chosen = sorted(chosen, key=lambda name: -measured.seconds(data, name))
+    for report, null_report in _both(chosen, seeds, jobs):
         with measured.alone(path):
             # read again: another run may have kept its numbers meanwhile
             data = measured.add(measured.read(path), report, null_report)
@@ -296,6 +303,36 @@ def reproduce_all(
             if on_report is not None:
                 on_report(finished)
     return data
+
+
+def _with_null(identifier: str, seeds: Sequence[int]) -> tuple[Report, Report]:
+    return reproduce(identifier, False, seeds), reproduce(identifier, True, seeds)
+
+
+def _both(ids: Sequence[str], seeds: Sequence[int], jobs: int) -> Iterator[tuple[Report, Report]]:
+    """Every check with its null, as they finish. The two share a process, so that what both train is trained once."""
+    if jobs <= 1 or len(ids) <= 1:
+        yield from (_with_null(name, seeds) for name in ids)
+        return
+    workers = min(jobs, len(ids))
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    # spawned, since a fork would copy locks that torch's threads hold
+    with ProcessPoolExecutor(workers, get_context("spawn"), _share, (threads,)) as pool:
+        waiting = [pool.submit(_with_null, name, list(seeds)) for name in ids]
+        try:
+            yield from (done.result() for done in as_completed(waiting))
+        except BrokenProcessPool:
+            raise FokkerError(
+                "a process that ran checks was killed, most likely for want of memory; run fewer at once (--jobs 1)"
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _share(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
 
 
 def provenance() -> dict[str, Any]:

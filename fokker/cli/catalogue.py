@@ -1,5 +1,6 @@
 """`fokker systems`, `fokker reproduce`, `fokker cite`: what the catalogue holds, measured again, cited."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -65,6 +66,9 @@ def reproduce(
     seeds: Annotated[str, typer.Option(help="Seeds, such as 0..2.")] = "0..2",
     out: Annotated[Path | None, typer.Option(help="With --all or --keep: keep the numbers here, not in the catalogue.")] = None,
     page: Annotated[Path | None, typer.Option(help="With --all or --keep: also write the page of results here.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="With --all or --keep: checks at once; as many as cores if left out.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Run the check of a system: what was measured, beside what, what was expected, the verdict.
@@ -76,14 +80,14 @@ def reproduce(
     chosen = spec.seeds(seeds)
     if bool(ids) == every:
         raise FokkerError("give the ids of systems or --all, and not both; `fokker systems` lists the ids")
-    if not (every or keep) and (out or page):
-        raise FokkerError("--out and --page go with --all or --keep, which keep the numbers")
+    if not (every or keep) and (out or page or jobs):
+        raise FokkerError("--out, --page and --jobs go with --all or --keep, which keep the numbers")
     for name in ids or []:
         checks.load(name)
     if every or keep:
         if null:
             raise FokkerError("--all and --keep run every null as well; leave out --null")
-        _keep(ids or checks.checked(), chosen, out, page, json)
+        _keep(ids or checks.checked(), chosen, out, page, jobs or os.cpu_count() or 1, json)
         return
     reports = []
     for name in ids or []:
@@ -103,7 +107,7 @@ def reproduce(
     raise typer.Exit(0 if all(report.ok for report in reports) else 1)
 
 
-def _keep(ids: list[str], seeds: list[int], out: Path | None, page: Path | None, json: bool) -> None:
+def _keep(ids: list[str], seeds: list[int], out: Path | None, page: Path | None, jobs: int, json: bool) -> None:
     from fokker import checks
     from fokker.catalogue import measured
 
@@ -119,7 +123,7 @@ def _keep(ids: list[str], seeds: list[int], out: Path | None, page: Path | None,
                 name = f"{report.id}{' (null)' if report.null else ''}"
                 typer.echo(f"{'ok    ' if report.ok else 'NOT OK'}  {name:40}  {report.seconds:7.1f} s")
 
-        data = checks.reproduce_all(out, ids, seeds, on_report)
+        data = checks.reproduce_all(out, ids, seeds, on_report, jobs)
     if page is not None:
         page.write_text(measured.render(data))
     if json:
