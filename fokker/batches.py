@@ -4,10 +4,15 @@ Noise belongs to a sample, so a set may be cut anywhere: the parts are the whole
 order of summation depends on the batch.
 """
 
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
 
 from fokker.errors import FokkerError
 
@@ -15,39 +20,80 @@ SHARE = 0.5  # of what is free: the rest is for convolution buffers, the states 
 MOST = 64  # beyond this a batch is hardly faster, and several processes would have nothing to share
 
 
-def size(model: nn.Module, call: Callable[[], object], most: int = MOST, device: torch.device | str = "cpu") -> int:
-    """How many samples fit at once, from `call()`, which runs `model` on one sample: at most `most`, at least 1.
+def size(
+    call: Callable[[], object],
+    most: int = MOST,
+    device: torch.device | str = "cpu",
+    smaller: Callable[[], bool] = lambda: False,
+) -> int:
+    """How many samples fit at once, from `call()`, which runs one sample: at most `most`, at least 1.
 
-    On a GPU what the call took at its peak is held against `SHARE` of the free memory; elsewhere what its innermost layers put
-    out, added up as if nothing were freed.
+    What the call holds at its peak is held against `SHARE` of the free memory. Where one sample is more than that,
+    `smaller()` may change over to a way that takes less (tiles, slices) and say True.
     """
+    device = torch.device(device)
     with torch.no_grad():
-        taken = _peak(call, torch.device(device)) if torch.device(device).type == "cuda" else _outputs(model, call)
-    return max(1, min(most, int(SHARE * free(device) / max(1, taken))))
+        fit = _fit(call, device)
+        while fit < 1 and smaller():
+            fit = _fit(call, device)
+    return max(1, min(most, int(fit)))
 
 
-def _peak(call: Callable[[], object], device: torch.device) -> int:
+def _fit(call: Callable[[], object], device: torch.device) -> float:
+    available = SHARE * free(device)
+    if device.type != "cuda":
+        return available / max(1, _laid_out(call))
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    call()
-    return int(torch.cuda.max_memory_allocated(device)) - before
-
-
-def _outputs(model: nn.Module, call: Callable[[], object]) -> int:
-    total = 0
-
-    def count(_: nn.Module, __: object, out: object) -> None:
-        nonlocal total
-        if isinstance(out, Tensor):
-            total += out.numel() * out.element_size()
-
-    hooks = [m.register_forward_hook(count) for m in model.modules() if next(m.children(), None) is None]
     try:
         call()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return total
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return 0.0
+    return available / max(1, int(torch.cuda.max_memory_allocated(device)) - before)
+
+
+def _laid_out(call: Callable[[], object]) -> int:
+    """The bytes that tensors of the call take at its peak. Nothing is computed where the call looks at no tensor's value."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), _Live() as live:
+            call()
+    except (RuntimeError, TypeError, NotImplementedError):
+        with _Live() as live:
+            call()
+    return int(live.peak)
+
+
+class _Live(TorchDispatchMode):
+    """Adds up what operations put out, and takes off what is freed."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.known = WeakIdKeyDictionary()
+        self.now: int = 0
+        self.peak: int = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for given in tree_leaves((args, kwargs)):
+            if isinstance(given, Tensor):
+                self.known.setdefault(given.untyped_storage(), True)  # a weight, or what was counted when it came out
+        out = func(*args, **(kwargs or {}))
+        for made in tree_leaves(out):
+            if isinstance(made, Tensor) and made.untyped_storage() not in self.known:
+                self._count(made.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        size = storage.nbytes()
+        self.known[storage] = True
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._freed, size)
+
+    def _freed(self, size: int) -> None:
+        self.now -= size
 
 
 def free(device: torch.device | str = "cpu") -> int:

@@ -50,6 +50,7 @@ class Model:
     conditions: dict[str, Condition] = field(default_factory=dict)
     codec: Codec = field(default_factory=Identity)
     card: dict[str, Any] = field(default_factory=dict)
+    slim: bool = field(default=False, init=False)  # whether `save_memory` changed something
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -84,6 +85,13 @@ class Model:
         self.codec.to(device)
         return self
 
+    def save_memory(self) -> bool:
+        """Attention in slices and a codec in tiles from now on, where they can; whether that changed anything."""
+        ways = (getattr(self.denoiser.net, "save_memory", None), self.codec.save_memory)
+        changed = [way() for way in ways if way is not None]
+        self.slim = self.slim or any(changed)
+        return any(changed)
+
     @torch.no_grad()
     def decode(self, x: Tensor) -> NDArray[np.uint8]:
         """x in the denoiser's space (n, ...) as 8-bit images (n, H, W) or (n, H, W, C).
@@ -94,12 +102,13 @@ class Model:
             raise FokkerError(f"data of shape {self.shape} are not images; use model.codec.decode(x) for the numbers")
         low, high = self.bounds
         device = next(self.denoiser.parameters()).device
-        at_once = batches.size(self.codec, lambda: self.codec.decode(x[:1].to(device)), device=device) if len(x) > 1 else 1
+        first = x[:1].to(device, copy=True)
+        at_once = batches.size(lambda: self.codec.decode(first), device=device, smaller=self.save_memory)
         data = batches.over(
             len(x),
             at_once,
             lambda i, j: self.codec.decode(x[i:j].to(device)).to("cpu", torch.float32),
-            self.codec.save_memory,
+            self.save_memory,
         )
         pixels = ((data - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
         rows: NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).numpy()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 import fokker as fk
 from fokker import batches
@@ -67,16 +68,47 @@ def test_a_smaller_way_is_tried_before_giving_up():
     assert torch.equal(batches.over(3, 2, part, smaller), torch.arange(3)) and ways == ["tiles"]
 
 
-def test_the_size_follows_from_what_layers_put_out(monkeypatch):
-    net = nn.Sequential(nn.Linear(10, 1000), nn.ReLU(), nn.Linear(1000, 10))
-    x = torch.zeros(1, 10)
-    # two layers of 1000 float32 and one of 10, of which half of the free memory holds 25
-    monkeypatch.setattr(batches, "free", lambda device: 50 * (2000 + 10) * 4)
-    assert batches.size(net, lambda: net(x)) == 25
-    assert batches.size(net, lambda: net(x), most=7) == 7
+class Layers(nn.Sequential):
+    """At the peak 8 channels come in and 8 go out."""
+
+    HELD = 2 * 8 * 64 * 64 * 4
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(1, 8, 1), nn.ReLU(), nn.Conv2d(8, 1, 1))
+        self.computed = 0
+
+    def forward(self, x):
+        self.computed += not isinstance(x + 0, FakeTensor)
+        return super().forward(x)
+
+
+def test_the_size_follows_from_what_is_held_at_once_and_costs_no_computation(monkeypatch):
+    net, x = Layers(), torch.zeros(1, 1, 64, 64)
+    monkeypatch.setattr(batches, "free", lambda device: 50 * net.HELD)
+    assert 23 <= batches.size(lambda: net(x)) <= 25
+    assert batches.size(lambda: net(x), most=7) == 7
+    assert net.computed == 0
     monkeypatch.setattr(batches, "free", lambda device: 10)
-    assert batches.size(net, lambda: net(x)) == 1
-    assert not any(m._forward_hooks for m in net.modules())
+    assert batches.size(lambda: net(x)) == 1
+
+
+def test_a_call_that_looks_at_numbers_is_measured_by_running_it(monkeypatch):
+    net, x = Layers(), torch.zeros(1, 1, 64, 64)
+    monkeypatch.setattr(batches, "free", lambda device: 50 * net.HELD)
+    assert 23 <= batches.size(lambda: net(x) if float(x.sum()) == 0.0 else None) <= 25
+    assert net.computed == 1
+
+
+def test_what_does_not_fit_is_made_smaller_before_it_runs(monkeypatch):
+    """One sample takes more than there is until it goes in tiles: nobody waits for the memory to run out."""
+    net, x, ways = Layers(), torch.zeros(1, 1, 640, 64), []
+
+    def call():
+        return [net(tile) for tile in x.split(64, 2)][-1] if ways else net(x)
+
+    monkeypatch.setattr(batches, "free", lambda device: 10 * net.HELD)
+    assert 1 <= batches.size(call, smaller=lambda: not ways and not ways.append("tiles")) <= 5 and ways == ["tiles"]
+    assert net.computed == 0
 
 
 def test_free_memory_is_that_of_a_machine():

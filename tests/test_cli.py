@@ -487,6 +487,24 @@ def test_a_picture_says_how_it_was_made_and_is_made_again(sampled: Path) -> None
     assert not any(word in json.dumps(record) for word in (str(sampled.parent), os.uname().nodename))
 
 
+def test_a_name_with_seed_in_braces_makes_one_picture_a_seed(sampled: Path) -> None:
+    line = "sample --model tiny.safetensors --label 0..9 -n 12 --steps 3 --seed 4,7 --guidance cfg:2 --out one-{seed}.png"
+    assert call(*line.split())[0] == 0
+    alone = line.replace("4,7", "7").replace("{seed}", "alone")
+    assert call(*alone.split())[0] == 0
+    assert Path("one-7.png").read_bytes() == Path("one-alone.png").read_bytes() != Path("one-4.png").read_bytes()
+    assert "identical" in call("rerun", "one-4.png")[1]
+
+
+def test_a_record_holds_the_batch_that_was_taken(sampled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many samples fit changes with the hour; a rerun takes the parts of the run."""
+    from fokker import batches
+
+    assert json.loads(call("rerun", "grid.png", "--show")[1])["options"]["batch"] == 12
+    monkeypatch.setattr(batches, "free", lambda device: 1)
+    assert "identical" in call("rerun", "grid.png")[1]
+
+
 def test_a_rerun_that_differs_says_why_and_is_a_failure(sampled: Path) -> None:
     import torch
 

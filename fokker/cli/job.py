@@ -31,6 +31,7 @@ class Job:
     negative    what guidance moves away from, in words, in place of nothing
     size        height and width of the pictures, if not the model's own
     batch       samples a call, at most; as many as fit into memory where None. Rounding may depend on it
+    slim        attention in slices and a codec in tiles, which needs less memory; so anyway where one sample does not fit
     """
 
     model: str
@@ -47,6 +48,7 @@ class Job:
     negative: str | None = None
     size: tuple[int, int] | None = None
     batch: int | None = None
+    slim: bool = False
     device: str = "cpu"
 
     @classmethod
@@ -74,9 +76,11 @@ class Job:
 class Done:
     """What a job made: samples (seeds * n, ...) in the denoiser's space, and what they took.
 
+    `job` is the job with the batch that was taken and whether it was slim, on which the rounding depends.
     Of several processes only the first one holds the samples; `main` says whether this is it.
     """
 
+    job: Job
     x0: "Tensor"
     model: "Model"
     sha256: str
@@ -106,9 +110,16 @@ def run(job: Job, show: Callable[[int, int], None] = lambda done, total: None) -
     shape = shape_of(model)
     one, eps = {k: value[:1] for k, value in cond.items()}, denoiser.process.sample_noise((1, *shape), device=device)
     single = guided(denoiser, job.guidance, away)
-    most = batches.size(denoiser, lambda: single(denoiser.process.start(eps), 1.0, **one), device=device)
+    smaller = model.save_memory
+    if job.slim:
+        smaller()
+    most = job.batch or batches.size(
+        lambda: single(denoiser.process.start(eps), 1.0, **one), device=device, smaller=smaller
+    )
     # the parts must not depend on who is there to make them
-    most = job.batch or team.agreed(min(most, job.n))
+    most, slim = team.agreed((min(most, job.n), model.slim))
+    if slim:
+        smaller()
     parts = [(seed, i, min(i + most, job.n)) for seed in job.seeds for i in range(0, job.n, most)]
     total, finished, nfe = max(plan.nfe, 1) * len(job.seeds) * job.n, 0, 0.0
 
@@ -131,12 +142,11 @@ def run(job: Job, show: Callable[[int, int], None] = lambda done, total: None) -
 
     def survived(part: tuple[int, int, int]) -> "Tensor":
         seed, first, last = part
-        smaller = getattr(model.denoiser.net, "save_memory", lambda: False)
         return batches.over(last - first, most, lambda i, j: one_part(seed, first + i, first + j), smaller)
 
     found = team.map(parts, survived)
     x0 = torch.cat(found) if found is not None else torch.empty(0)
-    return Done(x0, model, models.digest(path), nfe, team.main)
+    return Done(dataclasses.replace(job, batch=most, slim=model.slim), x0, model, models.digest(path), nfe, team.main)
 
 
 def guided(denoiser: "Denoiser", wrappers: Sequence[str], negative: "Mapping[str, Tensor] | None" = None) -> "Denoiser":

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 STEPS = 18
+SEED = "{seed}"  # in the name of the output: one file a seed
 
 
 def add(app: typer.Typer) -> None:
@@ -43,10 +44,16 @@ def sample(
     batch: Annotated[
         int | None, typer.Option(min=1, max=65536, help="Samples a call, at most; what fits into memory if left out.")
     ] = None,
+    slim: Annotated[
+        bool,
+        typer.Option(
+            "--slim", help="Attention in slices, decoding in tiles; by itself where one sample would not fit."
+        ),
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    out: Annotated[Path, typer.Option(help="A .png of all, or the numbers as .safetensors or .npz.")] = Path(
-        "samples.png"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="A .png of all (one a seed: name-{seed}.png), or the numbers as .safetensors or .npz.")
+    ] = Path("samples.png"),
     json: Json = False,
 ) -> None:
     """Draw samples of a model; the file carries version, configuration, seed and model hash, and `fokker rerun` repeats it."""
@@ -70,15 +77,19 @@ def sample(
         size=None if size is None else spec.size(size),
         conditions=conditions(label, prompt, cond or []),
         batch=batch,
+        slim=slim,
         device=job.device_of(device),
     )
-    digest, done, seconds = _make(wanted, out)
+    written, done, seconds = _make(wanted, out)
+    last, digest = written[-1]
     said = {"out": str(out), "n": len(done.x0), "nfe": done.nfe, "seconds": round(seconds, 3), "digest": digest}
     if json:
-        print_json({**said, "model_sha256": done.sha256})
+        files = {"files": {str(path): digest for path, digest in written}} if len(written) > 1 else {}
+        print_json({**said, **files, "model_sha256": done.sha256})
     else:
+        where = str(out) if len(written) == 1 else f"{written[0][0]} to {last}"
         typer.echo(
-            f"{out}: {len(done.x0)} samples, {done.nfe:g} evaluations each, {seconds:.1f} s; see `fokker rerun {out}`"
+            f"{where}: {len(done.x0)} samples, {done.nfe:g} evaluations each, {seconds:.1f} s; see `fokker rerun {last}`"
         )
 
 
@@ -98,20 +109,36 @@ def conditions(label: str | None, prompt: str | None, cond: list[str]) -> dict[s
     return given
 
 
-def _make(wanted: "Job", out: Path) -> "tuple[str, Done, float]":
-    """Run a job into a file: the digest of what is in it, what was made, seconds."""
+def _make(wanted: "Job", out: Path) -> "tuple[list[tuple[Path, str]], Done, float]":
+    """Run a job into its files: these with the digest of what is in each, what was made, seconds."""
     begin = time.perf_counter()
     with Progress("sampling") as bar:
         done = job.run(wanted, lambda made, total: bar.update(made, total))
     if not done.main:
         raise typer.Exit  # the first process writes for all
-    found = {"nfe": done.nfe, "model_sha256": done.sha256}
-    record = provenance.record("sample", dataclasses.asdict(wanted), **found)
-    if out.suffix.lower() == ".png":
-        digest = picture.save_page(out, picture.tile(done.model.decode(done.x0)), record)
-    else:
-        digest = picture.save_numbers(out, done.x0, record)
-    return digest, done, time.perf_counter() - begin
+    shown = done.model.decode(done.x0) if out.suffix.lower() == ".png" else None
+    ran = dataclasses.replace(done.job, slim=done.model.slim)
+    written = []
+    for path, seeds, rows in _files(out, ran):
+        options = dataclasses.asdict(dataclasses.replace(ran, seeds=seeds))
+        record = provenance.record("sample", options, nfe=done.nfe, model_sha256=done.sha256)
+        if shown is not None:
+            digest = picture.save_page(path, picture.tile(shown[rows]), record)
+        else:
+            digest = picture.save_numbers(path, done.x0[rows], record)
+        written.append((path, digest))
+    return written, done, time.perf_counter() - begin
+
+
+def _files(out: Path, ran: "Job") -> list[tuple[Path, tuple[int, ...], slice]]:
+    """Each file with the seeds and the rows that go into it: one of all, or one a seed where its name has {seed}."""
+    if SEED not in out.name:
+        return [(out, ran.seeds, slice(None))]
+    names = (out.with_name(out.name.replace(SEED, str(seed))) for seed in ran.seeds)
+    return [
+        (name, (seed,), slice(k * ran.n, (k + 1) * ran.n))
+        for k, (name, seed) in enumerate(zip(names, ran.seeds, strict=True))
+    ]
 
 
 def rerun(
@@ -138,8 +165,8 @@ def rerun(
         wanted = job.Job.read(record["options"])
         if model is not None:
             wanted = dataclasses.replace(wanted, model=model)
-        digest, done, seconds = _make(wanted, out)
-        sha256 = done.sha256
+        written, done, seconds = _make(wanted, out)
+        (_, digest), sha256 = written[-1], done.sha256
     same = digest == record["digest"]
     if json:
         print_json(
