@@ -157,6 +157,34 @@ def test_ranks_together_take_what_one_process_takes(n: int, share: int, world: i
     assert np.array_equal(data.batch_indices(0, len(seen), n, seed), seen)
 
 
+@given(many=st.integers(1, 9), window=st.integers(1, 10), seed=st.integers(0, 9), epoch=st.integers(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_shards_are_read_once_an_epoch_and_a_window_at_a_time(many: int, window: int, seed: int, epoch: int) -> None:
+    of = np.repeat(np.arange(many), np.arange(1, many + 1))
+    n = len(of)
+    visited = data.order(n, seed, epoch, data.Shards(of, window))
+    assert sorted(visited.tolist()) == list(range(n))
+    where = {shard: np.flatnonzero(of[visited] == shard) for shard in range(many)}
+    for position in range(n):
+        begun = [s for s, at in where.items() if at[0] <= position <= at[-1]]
+        assert len(begun) <= window
+    if window >= many:
+        assert np.array_equal(visited, data.order(n, seed, epoch)), "one window of all is no shards at all"
+
+
+def test_shards_come_in_another_order_each_epoch_and_are_mixed() -> None:
+    of = np.arange(4000) // 100
+    shards = data.Shards(of, 4)
+    first, second = (data.order(4000, 0, epoch, shards) for epoch in (0, 1))
+    assert [of[i] for i in first[:400:40]] != [of[i] for i in second[:400:40]]
+    # within a window of 4 shards neighbours are of the same one in a quarter of the cases: 1000 +- 5 x 27
+    assert abs((of[first][1:] == of[first][:-1]).sum() - 1000) < 140
+    ranks = [data.batch_indices(64, 64, 4000, 0, rank, 4, shards) for rank in range(4)]
+    assert np.array_equal(np.concatenate(ranks), first[64:128])
+    with pytest.raises(FokkerError, match="shards of the same n items"):
+        data.order(4001, 0, 0, shards)
+
+
 def test_uneven_ranks_are_refused() -> None:
     with pytest.raises(FokkerError, match="multiple of the number of processes"):
         data.batch_indices(0, 10, 50, world=4)

@@ -57,6 +57,17 @@ def some_files(n: int = 12) -> dict[str, bytes]:
     }
 
 
+def test_a_set_of_more_tars_than_are_kept_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fokker.data.archive._KEPT_OPEN", 2)
+    for k in range(5):
+        pack(tmp_path / f"{k}.tar", {f"{k}{i}.png": encode(picture(10 * k + i)) for i in range(2)})
+    d = data.open(tmp_path)
+    d.batch(range(10))
+    assert len(d.archive._open) == 2
+    wanted = torch.stack([torch.from_numpy(np.array(picture(10 * (i // 2) + i % 2))) for i in range(10)])
+    assert torch.equal((d.batch(range(10))["x"] + 1).mul(127.5).round().byte(), wanted.permute(0, 3, 1, 2))
+
+
 @pytest.mark.parametrize("style", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_a_tar_and_a_folder_are_the_same_set(tmp_path: Path, style: int) -> None:
     files = some_files()
@@ -109,6 +120,11 @@ def test_webdataset_side_cars(tmp_path: Path) -> None:
     for k in range(2):
         pack(shards / f"{k}.tar", {f"{k}{i}.png": encode(picture(i)) for i in range(3)})
     assert len(data.open(shards)) == 6
+    streamed = data.open(shards, window=1)
+    assert streamed.shards is not None and streamed.shards.of.tolist() == [0, 0, 0, 1, 1, 1]
+    assert np.array_equal(streamed.shards.of[data.order(6, 0, 0, streamed.shards)].reshape(2, 3).std(1), [0, 0])
+    with pytest.raises(FokkerError, match="made of tars"):
+        data.open(put(tmp_path / "plain", some_files()), window=1)
     del files["s2.json"]
     with pytest.raises(FokkerError, match="have no label"):
         data.open(pack(tmp_path / "k.tar", files))

@@ -15,7 +15,7 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import TypeVar
 
-from fokker.data.epochs import batch_indices, order
+from fokker.data.epochs import Shards, batch_indices, order
 from fokker.data.faults import Finding, Report, check
 from fokker.data.source import Arrays, Condition, Source
 from fokker.errors import unknown
@@ -26,6 +26,7 @@ __all__ = [
     "Condition",
     "Finding",
     "Report",
+    "Shards",
     "Source",
     "batch_indices",
     "check",

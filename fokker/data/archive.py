@@ -9,6 +9,7 @@ from pathlib import Path
 from fokker.errors import FokkerError
 
 _BLOCK = 512
+_KEPT_OPEN = 128  # tars; a set may have more of them than a process may have files open
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Archive:
         if entry.offset < 0:
             with open(entry.path, "rb") as file:
                 return file.read()
-        return os.pread(self._descriptor(entry.path), entry.size, entry.offset)
+        return self._at(entry.path, (entry.size, entry.offset))[0]
 
     def ends(self, entry: Entry, first: int = 2**17, last: int = 512) -> tuple[bytes, bytes]:
         """The first and the last bytes of one file, enough for its header and to see whether it is whole."""
@@ -50,17 +51,22 @@ class Archive:
             raw = self.read(entry)
             return raw, raw[-last:]
         if entry.offset >= 0:
-            descriptor, start = self._descriptor(entry.path), entry.offset
-            return os.pread(descriptor, first, start), os.pread(descriptor, last, start + entry.size - last)
+            start = entry.offset
+            raw, tail = self._at(entry.path, (first, start), (last, start + entry.size - last))
+            return raw, tail
         with open(entry.path, "rb") as file:
             return os.pread(file.fileno(), first, 0), os.pread(file.fileno(), last, entry.size - last)
 
-    def _descriptor(self, path: str) -> int:
+    def _at(self, path: str, *places: tuple[int, int]) -> list[bytes]:
+        """Runs of (size, offset) bytes of a tar."""
         if self._owner != os.getpid():  # a forked worker opens its own
             self._open, self._owner = {}, os.getpid()
         if path not in self._open:
+            if len(self._open) >= _KEPT_OPEN:
+                with open(path, "rb") as file:
+                    return [os.pread(file.fileno(), size, offset) for size, offset in places]
             self._open[path] = os.open(path, os.O_RDONLY)
-        return self._open[path]
+        return [os.pread(self._open[path], size, offset) for size, offset in places]
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_open": {}, "_owner": -1}

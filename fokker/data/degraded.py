@@ -25,7 +25,7 @@ class Degraded(Source):
         self.source, self.operator, self.noise_std, self.seed = source, operator, float(noise_std), seed
         self.name, self.about, self.shape = f"{source.name}, measured", source.about, source.shape
         self.classes, self.vocabulary, self.bounds = source.classes, source.vocabulary, source.bounds
-        self.texts, self.skipped = source.texts, source.skipped
+        self.texts, self.skipped, self.shards = source.texts, source.skipped, source.shards
         found = self.measured(source.batch([0])["x"], [0])
         if tuple(found.shape[1:]) != tuple(source.shape):
             raise FokkerError(f"the measurement of {source.name} has shape {tuple(found.shape[1:])}, the items {source.shape}")

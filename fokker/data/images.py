@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fokker.data.archive import Archive, Entry
 from fokker.data.decode import Header, Pixels, colour, decode, header
+from fokker.data.epochs import Shards
 from fokker.data.listing import Listing, listing
 from fokker.data.source import Condition, Indices, Source, as_index, to_float
 from fokker.errors import FokkerError, unknown
@@ -35,6 +36,7 @@ def open_images(
     background: str | Sequence[int] = "white",
     cache: bool = False,
     verify: str | None = None,
+    window: int | None = None,
 ) -> "Images":
     """A folder of images with optional class sub-folders, or tars of `class/name.jpg` or webdataset `key.jpg` + `key.cls`.
 
@@ -42,7 +44,9 @@ def open_images(
     (RGBA); by default 1 where every file is grey, else 3. background: the colour under transparent pixels, a name or (r, g,
     b). on_bad: "stop" refuses a set with a broken file and names it, "skip" leaves it out and lists it in `skipped`. verify:
     "full" decodes every file once now, "headers" reads sizes and endings only; by default full below 1 GiB. cache: keep the
-    decoded pixels in memory as 8-bit. Raises FokkerError.
+    decoded pixels in memory as 8-bit. window: training reads this many tars at a time, in another order each epoch, and mixes
+    what is in them, for disks on which reading anywhere is slow; without it every image comes from anywhere. Raises
+    FokkerError.
     """
     if on_bad not in ("stop", "skip"):
         raise unknown("on_bad", on_bad, ("stop", "skip"))
@@ -57,7 +61,12 @@ def open_images(
     verify = verify or ("full" if sum(e.size for e in listed.entries) < _FULL_CHECK_BELOW else "headers")
     if verify not in ("full", "headers"):
         raise unknown("verify", verify, ("full", "headers"))
-    return Images(archive, listed, size, channels, on_bad, colour(background), cache, verify == "full")
+    found = Images(archive, listed, size, channels, on_bad, colour(background), cache, verify == "full")
+    if window is not None:
+        if window < 1 or not found.tars:
+            raise FokkerError(f"window={window} on {path}; give 1 tar or more at a time, of a set that is made of tars")
+        found.shards = Shards(np.asarray(found.tars, dtype=np.int64), window)
+    return found
 
 
 class Images(Source):
@@ -154,6 +163,13 @@ class Images(Source):
     def files(self) -> tuple[str, ...]:
         """The name of each item's file."""
         return tuple(e.name for e in self._listed.entries)
+
+    @property
+    def tars(self) -> tuple[int, ...]:
+        """For each item the number of the tar that it lies in; () where items are files of their own."""
+        known: dict[str, int] = {}
+        entries = self._listed.entries
+        return () if any(e.offset < 0 for e in entries) else tuple(known.setdefault(e.path, len(known)) for e in entries)
 
     @property
     def ignored(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fokker.data.epochs import Shards
 from fokker.errors import FokkerError
 
 Indices = Sequence[int] | range | Tensor | np.ndarray
@@ -33,7 +34,8 @@ class Source(ABC):
     x is float32, images in [-1, 1] as (C, H, W); in a data set of tokens it is int64 below len(d.vocabulary). Every item
     has a label, -1 where the set has no classes. `d.conditions` says what else an item carries; `d.texts` holds strings
     (captions, spellings), which never enter a batch. `d.bounds` is the interval that x lies in, None for physical units.
-    The order of items is fixed, and `d.fingerprint` changes with the content or the options.
+    The order of items is fixed, and `d.fingerprint` changes with the content or the options. `d.shards` tells training to
+    visit the items shard by shard, None to visit them anywhere.
     """
 
     name: str = ""
@@ -45,6 +47,7 @@ class Source(ABC):
     conditions: dict[str, Condition]
     texts: Mapping[str, Sequence[str]]
     skipped: tuple[tuple[str, str], ...] = ()
+    shards: Shards | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -55,7 +55,8 @@ class Feed:
         return ready
 
     def _make(self, first: int) -> list[Tensors]:
-        indices = batch_indices(first, self.batch, len(self.source), self.seed, self.rank, self.world)
+        n, shards = len(self.source), self.source.shards
+        indices = batch_indices(first, self.batch, n, self.seed, self.rank, self.world, shards)
         whole = self.source.batch(indices)
         parts = []
         offset = 0

@@ -92,6 +92,10 @@ def _min_snr(logsnr: Tensor, sd: float, gamma: float) -> Tensor:
     return torch.exp(logsnr).clamp_max(gamma)
 
 
+def _snr_gamma(logsnr: Tensor, sd: float, gamma: float) -> Tensor:
+    return torch.exp(gamma * logsnr) * torch.sigmoid(logsnr)
+
+
 def _truncated_snr(logsnr: Tensor, sd: float, _: float) -> Tensor:
     return torch.exp(logsnr).clamp_min(1.0)
 
@@ -111,24 +115,28 @@ WEIGHTS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
     "v": _v,  # uniform on the v error of a variance-preserving process
     "flow": _flow,  # uniform on the velocity error of the straight path
     "min-snr": _min_snr,  # min(snr, gamma)
+    "snr-gamma": _snr_gamma,  # on the noise error snr^gamma / (1 + snr): neither end counts, where a code has nothing to add
     "truncated-snr": _truncated_snr,  # max(snr, 1): the noisiest levels count too (Salimans & Ho 2022)
     "sigmoid": _sigmoid,  # its smooth relative, snr sigmoid(bias - logsnr)
     "x0": _x0,
 }
 
+_DEFAULTS = {"min-snr": 5.0, "snr-gamma": 0.1, "sigmoid": 2.0}
+
 
 def weight(name: str, logsnr: Tensor, sigma_data: float = 1.0, parameter: float | None = None) -> Tensor:
-    """w(logsnr), the weight on |x_0 - D|^2; `parameter` is gamma of "min-snr" (5) or the bias of "sigmoid" (2).
+    """w(logsnr), the weight on |x_0 - D|^2; `parameter` is gamma of "min-snr" (5) and "snr-gamma" (0.1), bias of "sigmoid" (2).
 
     edm snr + 1/sd^2 · eps snr · v 1 + snr · flow (1 + sqrt(snr))^2 · min-snr min(snr, gamma) · truncated-snr max(snr, 1) ·
-    sigmoid snr s(bias - logsnr) · x0 1. Raises FokkerError for another name.
+    snr-gamma snr^(1 + gamma) / (1 + snr) · sigmoid snr s(bias - logsnr) · x0 1. Raises FokkerError for another name.
 
     Reference: Hang et al. 2023, arXiv 2303.09556 (min-snr); Salimans & Ho 2022, arXiv 2202.00512 (truncated-snr); Kingma &
-    Gao 2023, arXiv 2303.00848 (weights in log-SNR, sigmoid); Karras et al. 2022, arXiv 2206.00364 (edm).
+    Gao 2023, arXiv 2303.00848 (weights in log-SNR, sigmoid); Karras et al. 2022, arXiv 2206.00364 (edm); Zhang, Zhao, Lin 2022,
+    arXiv 2212.12990 (snr-gamma).
     """
     if name not in WEIGHTS:
         raise unknown("weight", name, WEIGHTS)
-    default = 5.0 if name == "min-snr" else 2.0
+    default = _DEFAULTS.get(name, 0.0)
     return WEIGHTS[name](logsnr.to(torch.float64), sigma_data, default if parameter is None else parameter)
 
 
@@ -146,7 +154,7 @@ def _normal_quantile(u: Tensor) -> Tensor:
 class Denoising(Objective):
     """loss = w(logsnr(t)) mean |x_0 - D(x_t, t)|^2 with x_t = alpha x_0 + beta y + sigma eps: the one denoising loss.
 
-    weight      a name of `WEIGHTS`; `gamma` goes with "min-snr" (5), `bias` with "sigmoid" (2)
+    weight      a name of `WEIGHTS`; `gamma` goes with "min-snr" (5) and "snr-gamma" (0.1), `bias` with "sigmoid" (2)
     times       lognormal     ln(sigma / alpha) normal with `mean` (-1.2) and `std` (1.2), as in EDM
                 uniform       t uniform
                 logsnr        log-SNR uniform over the process's range
@@ -182,7 +190,7 @@ class Denoising(Objective):
         if self.times not in TIMES:
             raise unknown("distribution of times", self.times, TIMES)
         for option, value, owner, given in (
-            ("gamma", self.gamma, "weight=min-snr", self.weight == "min-snr"),
+            ("gamma", self.gamma, "weight=min-snr or snr-gamma", self.weight in ("min-snr", "snr-gamma")),
             ("bias", self.bias, "weight=sigmoid", self.weight == "sigmoid"),
             ("mean", self.mean, "times=lognormal or logit-normal", self.times in _LOCATED),
             ("std", self.std, "times=lognormal or logit-normal", self.times in _LOCATED),
@@ -234,7 +242,7 @@ class Denoising(Objective):
                 for k, gone in denoiser.null(**kept).items()
             }
         sd = float(getattr(denoiser, "sigma_data", 1.0))
-        parameter = self.gamma if self.weight == "min-snr" else self.bias
+        parameter = self.bias if self.weight == "sigmoid" else self.gamma
         w = weight(self.weight, process.logsnr(t), sd, parameter)
         drawn = {"x": x_0, "eps": eps, "t": t, "weight": w.to(torch.float32)}
         clash = sorted(drawn.keys() & conditions.keys())

@@ -1,7 +1,10 @@
 """Volumes: head phantoms made of ellipsoids, single ellipsoids of any pose, and cubes of seismic events."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from fokker.data.draws import Draw, Floats, split_ids
 from fokker.data.source import Arrays
@@ -46,7 +49,9 @@ def build(
         pose = _any_pose(draw)
         inside = ellipsoid(pose[:, :3], pose[:, 3:6], pose[:, 6:].reshape(-1, 3, 3), (d, h, w))
         return Arrays(_torch(2.0 * inside - 1.0, pose), "volume", "ellipsoids", names={"factors": POSE})
-    cubes, lesion, factors = _phantom(draw, (d, h, w), lesions)
+    parts = anatomy(draw, lesions)
+    cubes, lesion = paint(parts, (d, h, w))
+    factors = np.concatenate([parts["ventricle"][:, None], parts["lesion"][:, None], parts["head"]], axis=1)
     tensors = _torch(cubes, factors) | {"label": torch.from_numpy((factors[:, 1] > 0).astype(np.int64))}
     if masks:
         tensors["mask"] = torch.from_numpy(lesion[:, None])
@@ -77,7 +82,7 @@ def ellipsoid(
     return out.reshape(len(axes), *size)
 
 
-def _torch(cubes: Floats, factors: Floats) -> dict[str, torch.Tensor]:
+def _torch(cubes: Floats, factors: Floats) -> dict[str, Tensor]:
     return {"x": torch.from_numpy(cubes[:, None].astype(np.float32)), "factors": torch.from_numpy(factors)}
 
 
@@ -96,34 +101,60 @@ def _any_pose(draw: Draw) -> Floats:
     return np.concatenate([axes, centre, rotation.transpose(2, 0, 1).reshape(-1, 9)], axis=1)
 
 
-def _phantom(draw: Draw, size: tuple[int, int, int], lesions: float) -> tuple[Floats, Floats, Floats]:
-    """Volumes in [-1, 1], lesion masks, and factors (n, 5)."""
-    head = draw.uniform("head", 3, low=0.72, high=0.92)
-    still = draw.uniform("place", 3, low=-0.04, high=0.04)
+def anatomy(draw: Draw, lesions: float = 0.0) -> dict[str, Floats]:
+    """What a phantom is made of, by name: lengths, places and grey levels with a row a phantom.
+
+    All are numbers of which a mean makes sense: `paint` of the mean of two anatomies is the head halfway between them.
+    """
+    parts = {
+        "head": draw.uniform("head", 3, low=0.72, high=0.92),
+        "place": draw.uniform("place", 3, low=-0.04, high=0.04),
+        "tissue": draw.uniform("tissue", low=0.42, high=0.52),
+        "ventricle": draw.uniform("ventricle", low=0.08, high=0.22),
+    }
+    for k in range(5):
+        parts[f"inclusion{k}"] = draw.uniform(f"inclusion{k}", 3, low=-0.45, high=0.45)
+        parts[f"inclusion{k}-size"] = draw.uniform(f"inclusion{k}-size", 3, low=0.06, high=0.16)
+        parts[f"inclusion{k}-shade"] = draw.uniform(f"inclusion{k}-shade", low=0.30, high=0.62)
+    ill = draw.uniform("ill") < lesions
+    parts["lesion"] = np.where(ill, draw.uniform("lesion", low=0.08, high=0.18), 0.0)
+    way = draw.normal("lesion-way", 3)
+    parts["lesion-way"] = way / np.linalg.norm(way, axis=1, keepdims=True) * 0.42
+    return parts
+
+
+def paint(parts: Mapping[str, Floats], size: tuple[int, int, int]) -> tuple[Floats, Floats]:
+    """Phantoms in [-1, 1] and masks of their lesions, (n, d, h, w), from their anatomies."""
+    head, still = parts["head"], parts["place"]
     skull = ellipsoid(head, still, None, size)
     brain = ellipsoid(head - 0.10, still, None, size)
-    tissue = draw.uniform("tissue", low=0.42, high=0.52)
-    volume = 0.95 * skull + (tissue[:, None, None, None] - 0.95) * brain
+    volume = 0.95 * skull + (parts["tissue"][:, None, None, None] - 0.95) * brain
     for k in range(5):
-        place = still + draw.uniform(f"inclusion{k}", 3, low=-0.45, high=0.45)
-        blob = ellipsoid(draw.uniform(f"inclusion{k}-size", 3, low=0.06, high=0.16), place, None, size) * brain
-        shade = draw.uniform(f"inclusion{k}-shade", low=0.30, high=0.62)[:, None, None, None]
-        volume += blob * (shade - volume)
-    ventricle = draw.uniform("ventricle", low=0.08, high=0.22)
-    axes = ventricle[:, None] * np.array([1.6, 1.3, 0.8])
+        blob = ellipsoid(parts[f"inclusion{k}-size"], still + parts[f"inclusion{k}"], None, size) * brain
+        volume += blob * (parts[f"inclusion{k}-shade"][:, None, None, None] - volume)
+    axes = parts["ventricle"][:, None] * np.array([1.6, 1.3, 0.8])
     for side in (-1.0, 1.0):
         chamber = ellipsoid(axes, still + np.array([0.05, 0.0, side]) * np.array([1.0, 1.0, 0.19]), None, size)
         volume += chamber * (0.08 - volume)
-    ill = draw.uniform("ill") < lesions
-    radius = np.where(ill, draw.uniform("lesion", low=0.08, high=0.18), 0.0)
-    way = draw.normal("lesion-way", 3)
-    place = still + way / np.linalg.norm(way, axis=1, keepdims=True) * 0.42
+    radius = parts["lesion"]
+    ill = radius > 0
     lesion = np.zeros_like(volume)
     if ill.any():
-        lesion[ill] = ellipsoid(np.repeat(radius[ill, None], 3, axis=1), place[ill], None, size) * brain[ill]
+        where = still[ill] + parts["lesion-way"][ill]
+        lesion[ill] = ellipsoid(np.repeat(radius[ill, None], 3, axis=1), where, None, size) * brain[ill]
     volume += lesion * (0.75 - volume)
-    factors = np.concatenate([ventricle[:, None], radius[:, None], head], axis=1)
-    return 2.0 * volume - 1.0, lesion, factors
+    return 2.0 * volume - 1.0, lesion
+
+
+def halfway(
+    n: int, seed: int = 0, split: str = "train", size: tuple[int, int, int] = (32, 32, 32)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """n pairs of healthy phantoms and the one halfway between each pair, exactly: three tensors (n, 1, d, h, w)."""
+    parts = anatomy(Draw("volume-phantom", seed, split_ids(2 * n, split)))
+    first, second = ({k: v[start::2] for k, v in parts.items()} for start in (0, 1))
+    middle = {k: (first[k] + second[k]) / 2 for k in parts}
+    one, other, between = (torch.from_numpy(paint(p, size)[0][:, None].astype(np.float32)) for p in (first, second, middle))
+    return one, other, between
 
 
 def _events(draw: Draw, size: tuple[int, int, int]) -> tuple[Floats, Floats]:
