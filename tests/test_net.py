@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fokker.errors import FokkerError
 from fokker.net import PRESETS, build, taps
-from fokker.net.layers import dropout, fold, noise_features, pad, position_features, unfold
+from fokker.net.layers import Norm, dropout, fold, memory_format, noise_features, pad, position_features, unfold
 
 CASES = [(kind, dim) for kind in SMALL for dim in SIZES]
 
@@ -285,3 +285,13 @@ def test_compiles_whole(kind: str, backend: str) -> None:
     with torch.no_grad():
         out = torch.compile(net, fullgraph=True, backend=backend)(x, c, **cond)
         assert (out - net(x, c, **cond)).abs().max() <= 1e-4 * out.abs().max()
+
+
+@pytest.mark.parametrize("dim", [2, 3])
+def test_a_normalisation_behind_frozen_layers_has_a_gradient(dim: int) -> None:
+    x = torch.randn(4, 8, *[4] * dim, generator=torch.Generator().manual_seed(0))
+    last = x.contiguous(memory_format=memory_format(dim))
+    plain, norm = torch.nn.GroupNorm(2, 8), Norm(8)
+    for layer, given in ((plain, x), (norm, last)):
+        (layer(given) * x).sum().backward()
+    assert torch.allclose(plain.weight.grad, norm.weight.grad, rtol=1e-4)

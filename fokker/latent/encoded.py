@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fokker.codec import Codec
 from fokker.conditioner import DIRECT
-from fokker.data.source import Arrays, Indices, Source
+from fokker.data.source import Arrays, Condition, Indices, Source
 from fokker.denoiser import NetworkDenoiser
 from fokker.errors import FokkerError, unknown
 from fokker.keyed import noise
@@ -24,15 +24,22 @@ class Encoded(Source):
 
     Encoded when fetched, without gradients; `in_memory()` encodes all of them once. With `drawn` an item is a draw of the
     posterior of a `KLAutoencoder`, from the noise of the item's number, so that a latent is drawn once, whoever asks.
+    `beside` is the name of one more condition: the item itself, as the source has it.
     """
 
-    def __init__(self, source: Source, codec: Codec, drawn: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self, source: Source, codec: Codec, drawn: bool = False, seed: int = 0, beside: str | None = None
+    ) -> None:
         if drawn and not isinstance(codec, KLAutoencoder):
             raise FokkerError(f"{type(codec).__name__} has no posterior to draw from; leave out drawn=True")
         self.source, self.codec, self.drawn, self.seed = source, codec, drawn, seed
         self.name, self.about, self.bounds = f"{source.name}, encoded", source.about, None
         self.classes, self.vocabulary, self.texts = source.classes, source.vocabulary, source.texts
-        self.skipped, self.conditions = source.skipped, source.conditions
+        self.skipped, self.conditions, self.beside = source.skipped, dict(source.conditions), beside
+        if beside is not None:
+            if beside == "x" or beside in source.conditions:
+                raise FokkerError(f"the data have {beside!r} already; give beside= another name")
+            self.conditions[beside] = Condition(tuple(source.shape), False)
         self.shape = tuple(self.encoded(source.batch([0])["x"], [0]).shape[1:])
 
     @torch.no_grad()
@@ -54,7 +61,8 @@ class Encoded(Source):
     def batch(self, indices: Indices) -> dict[str, Tensor]:
         index = torch.as_tensor(list(indices) if isinstance(indices, range) else indices)
         whole = self.source.batch(index)
-        return {**whole, "x": self.encoded(whole["x"], index)}
+        item = {} if self.beside is None else {self.beside: whole["x"]}
+        return {**whole, **item, "x": self.encoded(whole["x"], index)}
 
     def in_memory(self, chunk: int = 256) -> Arrays:
         """All items, encoded once: what a small data set is trained from."""
@@ -67,6 +75,7 @@ class Encoded(Source):
     def fingerprint(self) -> str:
         weights = digest(*self.codec.state_dict().values()) if self.codec.state_dict() else ""
         text = f"{self.source.fingerprint} {self.codec.config} {weights} {self.drawn} {self.seed}"
+        text += "" if self.beside is None else f" {self.beside}"
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
@@ -98,7 +107,9 @@ def latent_model(
         x_shape = codec.encode(source.batch([0])["x"]).shape[1:]
     known = {k: source.conditions[k] for k in chosen}
     tokens = {k: list(c) for k, c in known.items() if k not in DIRECT}
-    config = {**net, "dim": len(x_shape) - 1, "channels": x_shape[0]}
+    # a code is a vector, for which there is the multilayer perceptron
+    flat = {"kind": "mlp", **net, "dim": x_shape[0]}
+    config = flat if len(x_shape) == 1 else {**net, "dim": len(x_shape) - 1, "channels": x_shape[0]}
     config["classes"] = len(source.classes) if "label" in chosen else 0
     if tokens:
         config.setdefault("tokens", 64)

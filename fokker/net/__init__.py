@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fokker.catalogue.entry import build as construct
-from fokker.catalogue.entry import load_user_object
+from fokker.catalogue.entry import load_object, load_user_object
 from fokker.errors import FokkerError, unknown
 from fokker.net.dit import DiT
 from fokker.net.network import Network, State
@@ -28,6 +28,13 @@ from fokker.net.unet import UNet
 from fokker.net.unet2d import UNet2D
 
 KINDS: dict[str, type[Network]] = {"unet": UNet, "dit": DiT, "unet2d": UNet2D}
+
+# Called like a network and built from their `config`, but without stages of their own.
+OTHERS = {
+    "mlp": "fokker.net.mlp:MLP",
+    "coded": "fokker.latent.coded:Coded",
+    "gradient-estimator": "fokker.latent.coded:GradientEstimator",
+}
 
 # What each costs: parameters, multiply-adds of one call at the stated size. What each reached after training is on the cards of
 # the zoo. Classes, tokens and channels of other data are given as changes: build("photos", classes=2).
@@ -63,8 +70,10 @@ def build(config: str | Mapping[str, Any], seed: int = 0, trust: bool = False, *
     kind = options.pop("kind", "unet")
     if kind in KINDS:
         target = KINDS[kind]
+    elif kind in OTHERS:
+        target = load_object(OTHERS[kind])
     elif ":" not in str(kind):
-        raise unknown("network kind", kind, KINDS)
+        raise unknown("network kind", kind, [*KINDS, *OTHERS])
     elif not trust:
         raise FokkerError(f"the network {kind!r} is code of its own, which is imported only with trust=True")
     else:

@@ -212,6 +212,12 @@ class Norm(nn.GroupNorm):
         groups = max(g for g in range(1, max(2, min(32, channels // 4) + 1)) if channels % g == 0)
         super().__init__(groups, channels, affine=affine)
 
+    def forward(self, x: Tensor) -> Tensor:
+        if self.affine and torch.is_grad_enabled() and not x.requires_grad and not torch.compiler.is_compiling():
+            # behind frozen layers torch's backward for channels last on a CPU writes where there is no gradient, and crashes
+            x = x.detach().requires_grad_(self.weight.requires_grad)
+        return super().forward(x)
+
 
 class Block(nn.Module):
     """A residual block whose second normalisation is scaled and shifted by the embedding, with attention after it.

@@ -1,5 +1,7 @@
 """A multilayer perceptron for vectors: the network of points in a plane, of features, of small latents."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,6 +45,11 @@ class MLP(nn.Module):
             self.lower = nn.Linear(width, dim if out is None else out)
             self.guidance = Guidance(width) if guidance else None
         self.options = {"dim": dim, "out": out, "width": width, "depth": depth, "levels": levels, "classes": classes}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `fokker.net.build` makes it from again."""
+        return {"kind": "mlp", **self.options, "guidance": self.guidance is not None}
 
     @property
     def conditions(self) -> tuple[str, ...]:

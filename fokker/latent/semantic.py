@@ -1,0 +1,82 @@
+"""The semantic encoder: an item to a short code, by convolutions and attention pooling."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fokker.errors import FokkerError
+from fokker.latent.kl import Residual, Resize
+from fokker.net.layers import Attention, Norm, conv, fold, position_features, seeded
+
+
+class SemanticEncoder(nn.Module):
+    """e = W pool(backbone(data)): data (batch, channels, *space) of the given `size` to e (batch, code).
+
+    The backbone is convolutional, `width` channels times `mults` per level with `blocks` residual blocks each, on patches of
+    `patch` pixels. With `slices` a volume goes through a backbone of two dimensions, slice by slice. What it finds, with the
+    place added to it, is read by `queries` learned queries of attention, whose answers are the code but for a linear map.
+
+    Reference: Preechakul et al. 2022, arXiv 2111.15640; for volumes Lozupone et al. 2025, arXiv 2504.08635.
+    """
+
+    def __init__(
+        self,
+        size: Sequence[int],
+        channels: int = 3,
+        code: int = 32,
+        width: int = 32,
+        mults: Sequence[int] = (1, 2),
+        blocks: int = 1,
+        patch: int = 2,
+        queries: int = 4,
+        heads: int = 4,
+        slices: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        size, mults = tuple(size), tuple(mults)
+        self.options = {
+            "size": list(size), "channels": channels, "code": code, "width": width, "mults": list(mults), "blocks": blocks,
+            "patch": patch, "queries": queries, "heads": heads, "slices": slices,
+        }  # fmt: skip
+        least = min(channels, code, width, patch, queries, heads, *mults, blocks + 1)
+        if len(size) not in (1, 2, 3) or not mults or least < 1:
+            raise FokkerError(f"{self.options} make no encoder; use 1 to 3 axes and at least 1 of each (0 blocks may be)")
+        if slices and len(size) != 3:
+            raise FokkerError(f"slices=True for items of size {size}; only volumes have slices")
+        self.size, self.channels, self.code, self.patch, self.slices = size, channels, code, patch, slices
+        dim, factor = (2 if slices else len(size)), patch * 2 ** (len(mults) - 1)
+        seen = size[1:] if slices else size
+        if any(n % factor for n in seen):
+            raise FokkerError(f"items of size {size} under a factor of {factor}; give multiples of it")
+        widths = [width * m for m in mults]
+        if widths[-1] % heads:
+            raise FokkerError(f"heads={heads} does not divide the {widths[-1]} channels of the last level")
+        with seeded(seed):
+            inner: list[nn.Module] = [conv(dim, channels * patch**dim, widths[0])]
+            for k, c in enumerate(widths):
+                inner += [Resize(dim, widths[k - 1], c, up=False)] if k else []
+                inner += [Residual(dim, c) for _ in range(blocks)]
+            self.backbone = nn.Sequential(*inner, Norm(widths[-1]))
+            self.queries = nn.Parameter(nn.init.normal_(torch.empty(queries, widths[-1]), std=0.3))
+            self.attention = Attention(widths[-1], heads, widths[-1], zero=False)
+            self.lower = nn.Linear(queries * widths[-1], code)
+        self.grid = (*size[:1], *(n // factor for n in seen)) if slices else tuple(n // factor for n in size)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return dict(self.options)
+
+    def forward(self, data: Tensor) -> Tensor:
+        if tuple(data.shape[1:]) != (self.channels, *self.size):
+            raise FokkerError(f"data have shape {tuple(data.shape)}; this encoder takes (batch, {self.channels}, *{self.size})")
+        n = len(data)
+        x = data.transpose(1, 2).flatten(0, 1) if self.slices else data
+        h: Tensor = self.backbone(x if self.patch == 1 else fold(x, self.patch))
+        tokens = h.flatten(2).transpose(1, 2).reshape(n, -1, h.shape[1])
+        tokens = tokens + position_features(self.grid, h.shape[1], h.device).to(h.dtype)
+        read: Tensor = self.attention(self.queries.expand(n, -1, -1), tokens)
+        return self.lower(F.silu(read.flatten(1)))  # type: ignore[no-any-return]
