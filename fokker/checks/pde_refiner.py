@@ -3,7 +3,10 @@
 The paper: a surrogate trained by one-step squared error neglects waves of small amplitude; passes at falling noise levels
 correct ever fainter ones. Both networks are the same and see as many pairs. One-step error by bands of wave numbers (error
 power over true power) on trajectories of their own; the overall error and the time until a rollout's correlation falls below
-0.8 are reported, not asserted: after seconds of training the long waves, which a quarter of the updates sees, decide them.
+0.8 are reported, not asserted: after seconds of training the long waves decide them, and there the passes do harm.
+
+Changed after a miss: 700 updates of 32 pairs for each network, about 20 s, in place of 600 of 16, about 13 s, where 35 s each
+were meant. No bound moved, and the network trained by squared error gains from it too.
 
 Null: no refining pass, in training and in use.
 """
@@ -22,11 +25,11 @@ from fokker.train import Trainer
 from fokker.train.rate import Rate
 
 EXPECT = (
-    "KS on [0, 32), 64 points, step 0.5, 48 trajectories, 600 updates of 16 pairs, 3 passes, sigma_min 1e-3 of the scaled "
+    "KS on [0, 32), 64 points, step 0.5, 48 trajectories, 700 updates of 32 pairs, 3 passes, sigma_min 1e-3 of the scaled "
     "change: one-step error in wave numbers 16 to 20 <= 0.1 x that of the same network trained by squared error, at each seed"
 )
 BANDS = ((1, 4), (5, 8), (9, 12), (13, 15), (16, 20))
-BATCH, UPDATES, PASSES, INTERVAL = 16, 600, 3, 0.5
+BATCH, UPDATES, PASSES, INTERVAL = 32, 700, 3, 0.5
 
 
 def fields(n: int, seed: int, split: str, frames: int, pairs: bool) -> Arrays:
@@ -55,9 +58,7 @@ def trained(seed: int, passes: int) -> PDERefiner:
         quiet=True,
     )
     trainer.run()
-    with trainer.ema.swapped():
-        weights = {k: v.detach().clone() for k, v in denoiser.state_dict().items()}
-    denoiser.load_state_dict(weights)
+    denoiser.load_state_dict(trainer.averaged())
     return PDERefiner(denoiser.eval(), passes, std, scale)
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from fokker.conditioner import Conditioned
@@ -116,7 +115,5 @@ def taught(learner: Denoiser, objective: Objective, source: Source, lesson: Less
     if isinstance(teacher, Denoiser):
         teacher.to(trainer.accelerator.device)
     trainer.run()
-    with trainer.ema.swapped(), torch.no_grad():
-        averaged = {k: v.detach().clone() for k, v in learner.state_dict().items()}
-    learner.load_state_dict(averaged)
+    learner.load_state_dict(trainer.averaged())
     learner.eval()

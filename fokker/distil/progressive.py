@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -68,7 +68,8 @@ class ProgressiveDistiller(Distiller):
 
     After each round the student is the next teacher. The student is then sampled with `solver` on `grid` at `steps` steps; at
     another number it is worse. `scales` is the range of guidance scales of a teacher that takes the condition `guidance` (see
-    `GuidedDistiller`); `overlapping` trains the last round for the solver "distilled-stochastic".
+    `GuidedDistiller`); `overlapping` trains the last round for the solver "distilled-stochastic". Rounds to 2 steps and to 1
+    see `longer` times the lesson's samples, as in the paper: there the student changes most.
 
     Raises FokkerError where start / steps is not a power of factor, or the grid's coarse times are not among its fine ones.
     Reference: Salimans & Ho 2022, arXiv 2202.00512; Meng et al. 2023, arXiv 2210.03142 (guided).
@@ -82,12 +83,15 @@ class ProgressiveDistiller(Distiller):
     weight: str = "truncated-snr"
     scales: tuple[float, float] | None = None
     overlapping: bool = False
+    longer: float = 2.0
 
     def __post_init__(self) -> None:
         if self.factor < 2 or self.steps < 1 or self.start <= self.steps or list(self.rounds())[-1] != self.steps:
             raise FokkerError(
                 f"start={self.start}, steps={self.steps}, factor={self.factor}: start must be steps times a power of factor"
             )
+        if not self.longer > 0:
+            raise FokkerError(f"longer={self.longer} is not accepted; give the share of samples of the last rounds, above 0")
 
     def rounds(self) -> Iterator[int]:
         """The number of the student's steps in each round."""
@@ -112,7 +116,10 @@ class ProgressiveDistiller(Distiller):
         """(steps, the student of that many steps) after each round."""
         for number, steps in enumerate(self.rounds(), 1):
             student = pupil(student, guidance=self.scales is not None)
-            taught(student, self.objective(teacher, steps), source, lesson.stage(f"steps-{steps}", number))
+            here = lesson.stage(f"steps-{steps}", number)
+            if steps <= 2:
+                here = replace(here, samples=round(self.longer * here.samples))
+            taught(student, self.objective(teacher, steps), source, here)
             yield steps, student
             teacher = student
 

@@ -16,7 +16,6 @@ from fokker.model import Model, build_net, build_process
 from fokker.process import Process
 from fokker.train.config import Pictures, Recipe, difference, load_recipe
 from fokker.train.report import say
-from fokker.train.shard import gathered
 from fokker.train.state import Checkpoints
 from fokker.train.trainer import Every, Trainer
 
@@ -73,9 +72,7 @@ def train(recipe: Recipe, callbacks: Sequence[Every] = (), quiet: bool = False) 
     )
     state = trainer.run()
     averaged = assemble(recipe, source)
-    with trainer.ema.swapped():
-        weights = gathered(model.denoiser.state_dict(), main=True)
-    averaged.denoiser.load_state_dict(weights)
+    averaged.denoiser.load_state_dict(trainer.averaged())
     averaged.denoiser.eval()
     trained = {"samples": state.samples, "parameters": model.parameters, "weights": "average", "recipe": trajectory}
     averaged.card = {**recipe.card, "trained": trained}

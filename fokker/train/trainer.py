@@ -18,7 +18,7 @@ from fokker.train.feed import Feed
 from fokker.train.objective import Objective, Tensors
 from fokker.train.rate import Rate
 from fokker.train.report import Report, say
-from fokker.train.shard import local, shard, synchronise, whole
+from fokker.train.shard import gathered, local, shard, synchronise, whole
 from fokker.train.state import Checkpoints, State
 
 if TYPE_CHECKING:
@@ -286,6 +286,11 @@ class Trainer:
             f"loss or gradient was not finite {self.patience} updates in a row up to sample {self.state.samples}; {where}: "
             "lower rate.peak or optimiser.clip, or check the data"
         )
+
+    def averaged(self) -> dict[str, Tensor]:
+        """The denoiser's state with its averaged weights, whole on every process; all of them must ask."""
+        with self.ema.swapped():
+            return gathered(self.denoiser.state_dict(), main=True)
 
     # --- files ------------------------------------------------------------------------------------------------------
 
