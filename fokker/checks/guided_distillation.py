@@ -5,6 +5,12 @@ small network: first it learns the guided belief for scales from 1 to 5, then it
 the same noise are compared with those of the teacher at 64 steps, at scale 2.5 (w = 1.5 in the paper), which lies inside the
 range. The baseline is the teacher at the same number of steps, which is twice the evaluations.
 
+The error is made by the hundredth of the samples that end in the opposite mode of their class, since they start near the line
+between the two; the median error is 0.04. It falls as the first stage is trained, and grows when rounds change the student
+more than they must. Changed after a miss (0.159 x at one seed): a network of three layers and 3,000 updates in the first stage
+in place of two and 2,000, rounds at a tenth of its rate in place of a half, and 8,000 end points in place of 2,000, of which a
+dozen decided. Teacher, steps and bounds are as they were.
+
 Null: the first stage alone, without progressive rounds.
 """
 
@@ -31,7 +37,7 @@ EXPECT = (
     "1 step: error <= 0.15 x and energy distance <= 0.05 x the teacher's 1 step; 2 steps: error <= 0.7 x the teacher's 2; "
     "first-stage student at 32 steps: error <= 0.2"
 )
-SCALES, SCALE, BATCH, FIRST, ROUND = (1.0, 5.0), 2.5, 256, 2000, 300
+SCALES, SCALE, BATCH, FIRST, ROUND = (1.0, 5.0), 2.5, 256, 3000, 300
 
 
 def law() -> GaussianMixture:
@@ -53,14 +59,14 @@ def students(seed: int) -> dict[int, NetworkDenoiser]:
     x, label = law().sample_labelled(20_000, seed=seed)
     source = Arrays({"x": x, "label": label}, "modes", classes="0123", bounds=None)
     teacher = law().denoiser(fk.Cosine())
-    net = MLP(2, width=128, depth=2, classes=4, guidance=True, seed=seed)
-    first = GuidedDistiller(SCALES).distil(teacher, NetworkDenoiser(net, fk.Cosine()), source, lesson(FIRST, 3e-3, seed))
+    net = MLP(2, width=128, depth=3, classes=4, guidance=True, seed=seed)
+    first = GuidedDistiller(SCALES).distil(teacher, NetworkDenoiser(net, fk.Cosine()), source, lesson(FIRST, 4e-3, seed))
     rounds = ProgressiveDistiller(start=16, steps=1, scales=SCALES)
-    return {32: first} | dict(rounds.each(first, first, source, lesson(ROUND, 1.5e-3, seed)))
+    return {32: first} | dict(rounds.each(first, first, source, lesson(ROUND, 4e-4, seed)))
 
 
 def check(seed: int, null: bool = False) -> Outcome:
-    n = 2000
+    n = 8000
     label, noise = torch.arange(n) % 4, fk.noise((n, 2), seed=1000 + seed)
     teacher = fk.guide.CFG(law().denoiser(fk.Cosine()), SCALE)
 
