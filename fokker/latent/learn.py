@@ -55,10 +55,14 @@ def learn(
     """Train encoder and denoiser (of a gradient estimator: its branch) on a source, keep the average, measure the codes.
 
     The objective is Denoising(weight="snr-gamma", times="uniform") unless given, the weight of the paper. With `in_memory`
-    items are encoded by the inner codec once; with `out` the run has checkpoints and resumes. Returns `auto`.
+    items are encoded by the inner codec once; with `out` the run has checkpoints and resumes. The encoder begins with codes of
+    unit variance over the data, whatever it knew before. Returns `auto`.
     """
     pairs = Encoded(source, auto.inner, beside="data")
     denoiser = Learning(auto)
+    n = len(source)
+    few = source.batch(torch.arange(min(n, 256)) * n // min(n, 256))["x"]
+    auto.encoder.spread(few.to(auto.mean.device))
     trainer = Trainer(
         denoiser,
         pairs.in_memory() if in_memory else pairs,

@@ -1,5 +1,6 @@
-"""The semantic encoder: an item to a short code, by convolutions and attention pooling."""
+"""The semantic encoder: an item to a short code, by convolutions, and for volumes by attention over slices."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,11 +14,11 @@ from fokker.net.layers import Attention, Norm, conv, fold, position_features, se
 
 
 class SemanticEncoder(nn.Module):
-    """e = W pool(backbone(data)): data (batch, channels, *space) of the given `size` to e (batch, code).
+    """e = W silu(V backbone(data)): data (batch, channels, *space) of the given `size` to e (batch, code).
 
     The backbone is convolutional, `width` channels times `mults` per level with `blocks` residual blocks each, on patches of
-    `patch` pixels. With `slices` a volume goes through a backbone of two dimensions, slice by slice. What it finds, with the
-    place added to it, is read by `queries` learned queries of attention, whose answers are the code but for a linear map.
+    `patch` pixels. With `slices` a volume goes through one of two dimensions, slice by slice; the vectors of the slices, with
+    their places added, are read by `queries` learned queries of attention, whose answers stand in the place of V's.
 
     Reference: Preechakul et al. 2022, arXiv 2111.15640; for volumes Lozupone et al. 2025, arXiv 2504.08635.
     """
@@ -60,23 +61,35 @@ class SemanticEncoder(nn.Module):
             for k, c in enumerate(widths):
                 inner += [Resize(dim, widths[k - 1], c, up=False)] if k else []
                 inner += [Residual(dim, c) for _ in range(blocks)]
-            self.backbone = nn.Sequential(*inner, Norm(widths[-1]))
-            self.queries = nn.Parameter(nn.init.normal_(torch.empty(queries, widths[-1]), std=0.3))
-            self.attention = Attention(widths[-1], heads, widths[-1], zero=False)
-            self.lower = nn.Linear(queries * widths[-1], code)
-        self.grid = (*size[:1], *(n // factor for n in seen)) if slices else tuple(n // factor for n in size)
+            self.backbone = nn.Sequential(*inner, Norm(widths[-1]), nn.SiLU())
+            self.gather = nn.Linear(widths[-1] * math.prod(n // factor for n in seen), widths[-1])
+            self.queries = nn.Parameter(nn.init.normal_(torch.empty(queries, widths[-1]), std=0.3)) if slices else None
+            self.attention = Attention(widths[-1], heads, widths[-1], zero=False) if slices else None
+            self.lower = nn.Linear(widths[-1] * (queries if slices else 1), code)
 
     @property
     def config(self) -> dict[str, Any]:
         return dict(self.options)
 
+    @torch.no_grad()
+    def spread(self, data: Tensor) -> None:
+        """Rescale the last layer so that the codes of these items have mean 0 and variance 1, number by number.
+
+        Untrained codes hardly differ between items, and what is told them would not learn to listen.
+        """
+        codes = self(data)
+        std = codes.std(0).clamp_min(1e-6)
+        self.lower.weight.div_(std[:, None])
+        self.lower.bias.sub_(codes.mean(0)).div_(std)
+
     def forward(self, data: Tensor) -> Tensor:
         if tuple(data.shape[1:]) != (self.channels, *self.size):
             raise FokkerError(f"data have shape {tuple(data.shape)}; this encoder takes (batch, {self.channels}, *{self.size})")
-        n = len(data)
         x = data.transpose(1, 2).flatten(0, 1) if self.slices else data
         h: Tensor = self.backbone(x if self.patch == 1 else fold(x, self.patch))
-        tokens = h.flatten(2).transpose(1, 2).reshape(n, -1, h.shape[1])
-        tokens = tokens + position_features(self.grid, h.shape[1], h.device).to(h.dtype)
-        read: Tensor = self.attention(self.queries.expand(n, -1, -1), tokens)
-        return self.lower(F.silu(read.flatten(1)))  # type: ignore[no-any-return]
+        h = self.gather(h.flatten(1))
+        if self.attention is not None and self.queries is not None:
+            h = h.unflatten(0, (len(data), -1))
+            h = h + position_features(self.size[:1], h.shape[2], h.device).to(h.dtype)
+            h = self.attention(self.queries.expand(len(data), -1, -1), h).flatten(1)
+        return self.lower(F.silu(h))  # type: ignore[no-any-return]
