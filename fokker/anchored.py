@@ -41,18 +41,20 @@ class MeanReverting(Process):
 class ResidualShift(Process):
     """x_t = x_0 + eta_t (y - x_0) + kappa sqrt(eta_t) eps: the mean shifts to y while noise grows with the same schedule.
 
-    sqrt(eta) = a (b / a)^(t^power) from a = min(0.04 / kappa, 0.04) to b = 0.99. The paper's chain of T steps has the times
-    k / (T - 1) and ends with a step from t = 0, which still has noise, to the data.
+    sqrt(eta) = a (b / a)^(t^power) from a = min(least / kappa, least) to b = 0.99, so that noise of `least` (for kappa of at
+    least 1) is left at t = 0: 0.04 in the chain of 15 steps, 0.2 in the released models of 4. `fokker.solve.shifting.chain`
+    lays out those chains, which end with a step from t = 0 to the data.
     Reference: Yue et al. 2024, arXiv 2403.07319 (ResShift).
     """
 
     kappa: float = 2.0
     power: float = 0.3
+    least: float = 0.04
     anchored = True
     end = 0.0
 
     def _eta(self, t: Tensor) -> Tensor:
-        low, high = min(0.04 / self.kappa, 0.04), 0.99
+        low, high = min(self.least / self.kappa, self.least), 0.99
         # t^power has an infinite slope at 0, where its value is wanted exactly
         warped = torch.where(t > 0, t.clamp_min(1e-300) ** self.power, torch.zeros_like(t))
         eta: Tensor = (low * (high / low) ** warped) ** 2

@@ -54,10 +54,21 @@ class Scene:
         x1 = process.start(loud * noise((many, SIDE**2), self.seed, ids, dtype=torch.float64), y)
         return sample(self.posteriors[k].denoiser(process), x1, plan, seed=self.seed, ids=ids, y=y)
 
-    def energy(self, process: Process, plan: Plan, loud: float = 1.0) -> float:
+    def runs(self, process: Process, plan: Plan, loud: float = 1.0) -> list[Tensor]:
+        """`DRAWS` samples for every measurement."""
+        return [self.draws(process, plan, k, loud=loud) for k in range(MEASUREMENTS)]
+
+    def distance(self, samples: list[Tensor]) -> float:
         """The energy distance of samples to the posterior, the mean over measurements."""
-        metric, found = EnergyDistance(), 0.0
-        for k in range(MEASUREMENTS):
-            truth = self.posteriors[k].sample(DRAWS, self.seed + 1)
-            found += float(metric(self.draws(process, plan, k, loud=loud), truth).value) / MEASUREMENTS
-        return found
+        metric = EnergyDistance()
+        truths = (posterior.sample(DRAWS, self.seed + 1) for posterior in self.posteriors)
+        return sum(float(metric(x, truth).value) for x, truth in zip(samples, truths, strict=True)) / MEASUREMENTS
+
+    def energy(self, process: Process, plan: Plan, loud: float = 1.0) -> float:
+        """The energy distance of a plan's samples."""
+        return self.distance(self.runs(process, plan, loud))
+
+    def psnr(self, samples: list[Tensor]) -> float:
+        """The mean over measurements of -10 log10 of the mean squared error to the clean sample."""
+        errors = [(x - clean).square().mean() for x, clean in zip(samples, self.clean, strict=True)]
+        return float(-10 * torch.log10(torch.stack(errors)).mean())

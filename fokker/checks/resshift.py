@@ -2,36 +2,34 @@
 
 Theory: with the anchor subtracted it is a plain process, whose step for a given belief is the published one. With the exact
 denoiser, which knows the measurement, nothing else is left of the anchor: what few steps can gain on DDPM and DDIM from noise
-with the same denoiser is the schedule's doing. Those have the better of two grids, uniform in time as published and uniform in
-log-SNR. A smaller kappa is claimed to trade realism for fidelity.
+with the same denoiser is the schedule's doing. Those have the better of two grids, uniform in time as published (its numbers
+alone are reported beside) and uniform in log-SNR. A smaller kappa is claimed to trade realism for fidelity.
 
 Null: the run starts at the observation without noise. (With eta in place of its root on the geometric schedule, the first
 null, the bounds were met at one of three seeds: on these laws that schedule is no worse.)
+
+Changed after a miss: the chain takes its last step to the data, which left the noise of the first level in before, and at 4
+steps that level is 0.2, as in the released models of 4 steps, and not the 0.04 of 15. No bound and no baseline was moved.
 """
+
+from functools import cache
 
 import torch
 
 from fokker.anchored import ResidualShift
 from fokker.checks import Criterion, Outcome
-from fokker.checks._restored import MEASUREMENTS, Scene
+from fokker.checks._restored import Scene
 from fokker.grids import LogSNR, Times, Uniform
 from fokker.keyed import noise
-from fokker.plan import Plan, Row
+from fokker.plan import Row
 from fokker.process import VP
 from fokker.solve.onestep import DDIM
-from fokker.solve.shifting import ResidualAncestral
+from fokker.solve.shifting import ResidualAncestral, chain
 
 EXPECT = (
     "the step is the published posterior to 1e-10; at 4 steps energy distance <= 0.7 x DDPM's and DDIM's from noise, at 15 "
     "<= 0.8 x DDPM's; PSNR of kappa 0.5 above that of kappa 2 at 4 steps"
 )
-
-
-def chain(process: ResidualShift, steps: int) -> Plan:
-    """The published chain: times k / (T - 1), and a last step to the data."""
-    times = torch.arange(steps - 1, -1, -1, dtype=torch.float64) / (steps - 1)
-    times[-1] = 1e-9  # the chain's first level is that of t = 0, which in a grid means the data
-    return ResidualAncestral().plan(process, Times([*times.tolist(), 0.0]))
 
 
 def published(seed: int) -> float:
@@ -48,31 +46,33 @@ def published(seed: int) -> float:
     return max(float((ours - mean).abs().max()), abs(spread))
 
 
-def check(seed: int, null: bool = False) -> Outcome:
+@cache
+def from_noise(seed: int) -> dict[str, dict[str, float]]:
+    """The energy distances of DDPM and DDIM from noise, by grid."""
     scene, vp = Scene(seed), VP()
-    shift, loud = ResidualShift(), 0.0 if null else 1.0
-    ours = {n: scene.energy(shift, chain(shift, n), loud) for n in (4, 15)}
+    runs = {"DDPM at 4": (1.0, 4), "DDPM at 15": (1.0, 15), "DDIM at 4": (0.0, 4)}
+    return {
+        name: {grid.__name__: scene.energy(vp, DDIM(eta=eta).plan(vp, grid(n, end=0))) for grid in (Uniform, LogSNR)}
+        for name, (eta, n) in runs.items()
+    }
 
-    def best(eta: float, steps: int) -> float:
-        return min(scene.energy(vp, DDIM(eta=eta).plan(vp, grid(steps, end=0))) for grid in (Uniform, LogSNR))
 
-    ddpm, ddim = {n: best(1.0, n) for n in (4, 15)}, best(0.0, 4)
-
-    def psnr(kappa: float) -> float:
-        process = ResidualShift(kappa=kappa)
-        plan = chain(process, 4)
-        errors = [(scene.draws(process, plan, k, 64, loud) - scene.clean[k]).square().mean() for k in range(MEASUREMENTS)]
-        return float(-10 * torch.log10(torch.stack(errors)).mean())
-
-    faithful, real = psnr(0.5), psnr(2.0)
+def check(seed: int, null: bool = False) -> Outcome:
+    scene, loud = Scene(seed), 0.0 if null else 1.0
+    few, many, weak = ResidualShift(least=0.2), ResidualShift(), ResidualShift(kappa=0.5, least=0.2)
+    at4 = scene.runs(few, chain(few, 4), loud)
+    energy4, energy15 = scene.distance(at4), scene.energy(many, chain(many, 15), loud)
+    faithful, real = scene.psnr(scene.runs(weak, chain(weak, 4), loud)), scene.psnr(at4)
+    noise_first = from_noise(seed)
+    best = {name: min(grids.values()) for name, grids in noise_first.items()}
     return Outcome(
-        measured={"energy at 4": ours[4], "energy at 15": ours[15], "PSNR, kappa 0.5": faithful, "PSNR, kappa 2": real},
-        baseline={"DDPM at 4": ddpm[4], "DDPM at 15": ddpm[15], "DDIM at 4": ddim},
+        measured={"energy at 4": energy4, "energy at 15": energy15, "PSNR, kappa 0.5": faithful, "PSNR, kappa 2": real},
+        baseline=best | {f"{name}, uniform": grids["Uniform"] for name, grids in noise_first.items()},
         criteria=[
             Criterion("step against the published one", published(seed), "<=", 1e-10),
-            Criterion("over DDPM at 4", ours[4] / ddpm[4], "<=", 0.7),
-            Criterion("over DDIM at 4", ours[4] / ddim, "<=", 0.7),
-            Criterion("over DDPM at 15", ours[15] / ddpm[15], "<=", 0.8),
+            Criterion("over DDPM at 4", energy4 / best["DDPM at 4"], "<=", 0.7),
+            Criterion("over DDIM at 4", energy4 / best["DDIM at 4"], "<=", 0.7),
+            Criterion("over DDPM at 15", energy15 / best["DDPM at 15"], "<=", 0.8),
             Criterion("PSNR of kappa 0.5 over that of 2", faithful - real, ">", 0.0),
         ],
     )

@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from fokker.plan import Node
+from fokker.errors import FokkerError
+from fokker.grids import Times
+from fokker.plan import Node, Plan
+from fokker.process import Process
 from fokker.solve.onestep import DDIM
 
 
@@ -26,3 +30,20 @@ class ResidualAncestral(DDIM):
 
     def renewed(self, t: Node, s: Node) -> Tensor:
         return self.eta * s.sigma**2 * (1 - (s.sigma / t.sigma) ** 2).clamp_min(0.0)
+
+
+def chain(process: Process, steps: int, eta: float = 1.0) -> Plan:
+    """The published short chain, `steps` evaluations and the last step to the data.
+
+    The times are k / (steps - 1) down to t = 0 where that still has noise (ResShift), else k / steps (RDDM, whose `eta` is 0),
+    so that no evaluation is spent where nothing is left to be found. Raises FokkerError for fewer than one step.
+
+    Reference: Yue et al. 2024, arXiv 2403.07319; Liu et al. 2024, arXiv 2308.13712.
+    """
+    if steps < 1:
+        raise FokkerError(f"steps={steps} is not accepted; use a whole number of at least 1")
+    noisy = bool(process.sigma(0.0) > 0)
+    times = torch.linspace(1, 0 if noisy else 1 / steps, steps, dtype=torch.float64)
+    # in a grid t = 0 stands for the data
+    values = [max(t, 1e-30) for t in times.tolist()]
+    return ResidualAncestral(eta=eta).plan(process, Times(values=[*values, 0.0], to_x0=True))
