@@ -197,3 +197,17 @@ class OUVE(Process):
         # (s_max/s_min)^{2t} - e^{-2 gamma t} as an expm1: no cancellation near t = 0
         gap = torch.exp(-2 * self.gamma * t) * torch.expm1(2 * (growth + self.gamma) * t)
         return self.sigma_min * torch.sqrt(gap * growth / (self.gamma + growth))
+
+
+@dataclass(frozen=True, eq=False)
+class WholeAnchor(VP):
+    """x_t = alpha x_0 + y + sigma eps: variance preserving about an anchor that is there in full at every time, also at t = 0.
+
+    The state at a plan's end still carries y; a plan to x_0 itself (`end=0`) does not.
+    Reference: Pandey, Mukherjee, Rai, Kumar 2022, arXiv 2201.00308 (DiffuseVAE, formulation 2).
+    """
+
+    anchored = True
+
+    def _beta(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)

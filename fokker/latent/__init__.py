@@ -12,6 +12,7 @@ from fokker.latent.fit import Autoencoding, Reconstruction, fit
 from fokker.latent.kl import KLAutoencoder
 from fokker.latent.learn import Direction, Learning, learn
 from fokker.latent.linear import LinearCodec
+from fokker.latent.refiner import GeneratorRefiner, Rough
 from fokker.latent.semantic import SemanticEncoder
 
 __all__ = [
@@ -20,11 +21,13 @@ __all__ = [
     "DiffusionAutoencoder",
     "Direction",
     "Encoded",
+    "GeneratorRefiner",
     "GradientEstimator",
     "KLAutoencoder",
     "Learning",
     "LinearCodec",
     "Reconstruction",
+    "Rough",
     "SemanticEncoder",
     "fit",
     "latent_model",

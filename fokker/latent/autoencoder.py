@@ -15,9 +15,9 @@ from fokker.errors import FokkerError
 from fokker.grids import Uniform
 from fokker.keyed import noise as unit_noise
 from fokker.latent.coded import Coded, GradientEstimator
+from fokker.latent.described import described, rebuilt
 from fokker.latent.semantic import SemanticEncoder
 from fokker.loop import sample
-from fokker.model import build_net, build_process
 from fokker.solve.onestep import DDIM
 
 
@@ -55,7 +55,7 @@ class DiffusionAutoencoder(Codec):
     ) -> None:
         super().__init__()
         self.encoder = SemanticEncoder(**encoder) if isinstance(encoder, Mapping) else encoder
-        self.denoiser = _denoiser(denoiser) if isinstance(denoiser, Mapping) else denoiser
+        self.denoiser = rebuilt(denoiser) if isinstance(denoiser, Mapping) else denoiser
         self.inner = codecs.build(inner) if isinstance(inner, Mapping) else inner or Identity()
         self.grid = Uniform(steps)
         if self.told.code != self.encoder.code:
@@ -69,12 +69,10 @@ class DiffusionAutoencoder(Codec):
 
     @property
     def config(self) -> dict[str, Any]:
-        d = self.denoiser
-        inner = {"process": d.process.config, "prediction": d.prediction, "sigma_data": d.sigma_data}
         return {
             "codec": "DiffusionAutoencoder",
             "encoder": self.encoder.config,
-            "denoiser": {"net": self.told.config, **inner},
+            "denoiser": described(self.denoiser),
             "inner": self.inner.config,
             "steps": self.grid.steps,
         }
@@ -160,9 +158,3 @@ def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
     second = torch.where(straight, share, (share * w).sin() / w.sin())
     out = first[:, None] * x + second[:, None] * y
     return out.reshape(a.shape).to(a.dtype)
-
-
-def _denoiser(config: Mapping[str, Any]) -> NetworkDenoiser:
-    options = dict(config)
-    net = build_net(options.pop("net"))
-    return NetworkDenoiser(net, build_process(options.pop("process")), **options)

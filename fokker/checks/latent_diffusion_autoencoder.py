@@ -1,0 +1,115 @@
+"""The latent diffusion autoencoder on head phantoms: what a short code adds to a frozen latent diffusion model.
+
+The frozen model is that of the zoo (16 x 16 x 16, KL latents of 256 numbers, trained without the seed, see `bench/latent.py`).
+From the seed come the 1,024 scans on which the semantic encoder (slice by slice) and the gradient estimator are trained, and
+the held-out ones that judge. The ageing factor is the radius of the ventricles. The middle scan is known exactly: pairs of
+different heads, and the phantom each of whose parts is the mean of theirs.
+
+Null: every item gets the code of another one.
+"""
+
+import functools
+
+import torch
+from torch import Tensor
+
+import fokker as fk
+from fokker.checks import Criterion, Outcome
+from fokker.data import toy
+from fokker.data.source import Arrays
+from fokker.data.toys.volume import halfway
+from fokker.denoiser import NetworkDenoiser
+from fokker.latent import DiffusionAutoencoder, Direction, GradientEstimator, SemanticEncoder, learn
+from fokker.measure import SSIM
+from fokker.train import Rate
+
+EXPECT = (
+    "16 x 16 x 16 head phantoms, a frozen latent diffusion model and a code of 16 numbers: denoising error of held-out latents "
+    "<= 0.7 x the frozen model's at t = 0.7; R2 of a linear probe of the ventricle radius >= 0.8 and >= that of 16 principal "
+    "components - 0.02; SSIM of the interpolated middle scan >= the voxel average's + 0.02; DDIM round trip from the inverted "
+    "noise <= 0.2 x the squared error from random noise"
+)
+CODE, SIZE, UPDATES, BATCH, NEW, PAIRS = 16, (16, 16, 16), 400, 32, 256, 32
+
+
+def scans(n: int, seed: int, split: str = "train") -> Arrays:
+    """n healthy phantoms."""
+    return toy("volume", n=n, seed=1000 + seed, split=split, size=SIZE)
+
+
+@functools.cache
+def trained(seed: int) -> tuple[DiffusionAutoencoder, Arrays]:
+    """The diffusion autoencoder after its updates, and what it was trained on."""
+    model, source = fk.load("phantoms"), scans(1024, seed)
+    frozen = model.denoiser
+    net = GradientEstimator(frozen.net, CODE, seed=seed)
+    told = NetworkDenoiser(net, frozen.process, frozen.prediction, frozen.sigma_data)
+    encoder = SemanticEncoder(SIZE, 1, CODE, width=24, mults=(1, 2), blocks=1, patch=2, slices=True, seed=seed)
+    auto = DiffusionAutoencoder(encoder, told, model.codec)
+    rate = Rate(peak=3e-3, warmup=20 * BATCH)
+    return learn(auto, source, BATCH * UPDATES, BATCH, rate=rate, seed=seed, cpu=True, quiet=True), source
+
+
+def probe(train: Tensor, factor: Tensor, new: Tensor, truth: Tensor) -> float:
+    """R2 of a linear probe on new rows."""
+    mean, std = train.mean(0), train.std(0)
+    return Direction.fit((train - mean) / std, factor).r2((new - mean) / std, truth)
+
+
+def components(train: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+    """The first CODE principal components of the training scans, of both."""
+    rows, mean = train.flatten(1), train.flatten(1).mean(0)
+    basis = torch.linalg.svd(rows - mean, full_matrices=False).Vh[:CODE].T
+    return (rows - mean) @ basis, (new.flatten(1) - mean) @ basis
+
+
+def similarity(volumes: Tensor, truth: Tensor) -> float:
+    """The mean SSIM of the slices."""
+    return SSIM()(volumes.transpose(1, 2).flatten(0, 1), truth.transpose(1, 2).flatten(0, 1)).value
+
+
+@torch.no_grad()
+def check(seed: int, null: bool = False) -> Outcome:
+    auto, source = trained(seed)
+    new = scans(NEW, seed, "test")
+    codes, own = auto.encode(source.x), auto.encode(new.x)
+    told = own.roll(1, 0) if null else own
+    latents = auto.inner.encode(new.x)
+    denoiser, errors = auto.denoiser, {}
+    for t in (0.5, 0.7):
+        x_t = denoiser.process.add_noise(latents, fk.noise(tuple(latents.shape), seed=seed, stream="check"), t)
+        for name, cond in (("with the code", {"code": auto.raw(told)}), ("frozen", {})):
+            errors[f"error at t = {t}, {name}"] = float((denoiser(x_t, t, **cond) - latents).square().mean())
+    factor, truth = (s.tensors["factors"][:, 0] for s in (source, new))
+    r2 = probe(codes, factor, told, truth)
+    r2_pca = probe(*(lambda both: (both[0], factor, both[1], truth))(components(source.x, new.x)))
+    some = slice(0, PAIRS)
+    back = auto.generate(told[some], auto.stochastic(new.x[some], own[some]))
+    anew = auto.generate(own[some], seed=seed)
+    returned, random = (float((v - latents[some]).square().mean()) for v in (back, anew))
+    a, b, middle = halfway(PAIRS, 1000 + seed, "test", SIZE)
+    between = auto.interpolate(a, b.roll(1, 0) if null else b)
+    ours, theirs = similarity(between, middle), similarity((a + b) / 2, middle)
+    conditional, plain = (errors[f"error at t = 0.7, {name}"] for name in ("with the code", "frozen"))
+    return Outcome(
+        measured={
+            **{k: v for k, v in errors.items() if k.endswith("code")},
+            "probe R2": r2,
+            "SSIM of the middle scan": ours,
+            "round trip, inverted noise": returned,
+        },
+        baseline={
+            **{k: v for k, v in errors.items() if k.endswith("frozen")},
+            "probe R2 of principal components": r2_pca,
+            "SSIM of the voxel average": theirs,
+            "SSIM of the codec on the middle scan": similarity(auto.inner.decode(auto.inner.encode(middle)), middle),
+            "round trip, random noise": random,
+        },
+        criteria=[
+            Criterion("denoising error at t = 0.7 over the frozen model's", conditional / plain, "<=", 0.7),
+            Criterion("R2 of the ventricle radius", r2, ">=", 0.8),
+            Criterion("R2 less that of principal components", r2 - r2_pca, ">=", -0.02),
+            Criterion("SSIM less the voxel average's", ours - theirs, ">=", 0.02),
+            Criterion("round trip over random noise", returned / random, "<=", 0.2),
+        ],
+    )
