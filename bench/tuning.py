@@ -130,7 +130,8 @@ def zoo(name: str) -> tuple[Denoiser, tuple[int, ...], Any]:
     labels = model.labels
 
     def cond(many: int) -> dict[str, Tensor]:
-        return {"label": (torch.arange(many) * 7 + many) % len(labels)} if labels else {}
+        draw = torch.Generator().manual_seed(many)
+        return {"label": torch.randint(len(labels), (many,), generator=draw)} if labels else {}
 
     return model.denoiser, model.shape, cond
 

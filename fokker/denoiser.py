@@ -168,12 +168,16 @@ def followed(belief: Tensor) -> Tensor:
 class Wrapper(Denoiser):
     """A denoiser around another one. Subclasses implement `x0` by calling `self.inner`, and may override `reset`.
 
-    Further denoisers that it calls are attributes (or an `nn.ModuleList`), so that they are bound and counted too.
+    Further denoisers that it calls are attributes (or an `nn.ModuleList`), so that they are bound and counted too. `tokens`
+    says that it has a meaning for beliefs that are probabilities of tokens; the others refuse such a denoiser.
     """
 
     evaluations = 0
+    tokens = False
 
     def __init__(self, inner: Denoiser) -> None:
+        if inner.process.tokens and not self.tokens:
+            raise FokkerError(f"{type(self).__name__} works on numbers and {inner.process!r} on tokens; leave it out")
         super().__init__(inner.process)
         self.inner = inner
         self.stackable = self.stackable and inner.stackable

@@ -133,6 +133,11 @@ class Plan:
     end: Number | None = None
     config: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.process.tokens and any(isinstance(row, Row) and row.terms for row in self.rows):
+            name = self.config.get("solver", "this plan")
+            raise FokkerError(f"{name} adds up states, which tokens cannot be; use fokker.discrete's Ancestral or FirstHitting")
+
     @property
     def nfe(self) -> int:
         """Calls of the denoiser; adaptive steps count while they run."""

@@ -7,6 +7,7 @@ sample that depends on its neighbours is the method's fault.
 
 import functools
 import inspect
+import itertools
 import random
 import re
 from pathlib import Path
@@ -19,7 +20,10 @@ from small_nets import alive
 
 import fokker as fk
 from fokker import catalogue
-from fokker.denoiser import Denoiser
+from fokker.denoiser import Denoiser, Wrapper
+from fokker.discrete import Ancestral, FirstHitting, MarkovChain, Remembered, TokenProcess, Truncated
+from fokker.discrete.process import SCHEDULES
+from fokker.discrete.solve import RULES
 from fokker.errors import FokkerError
 from fokker.net import build
 
@@ -30,15 +34,19 @@ WRAPPERS = [
     for name in catalogue.names(kind)
     if isinstance(catalogue.find(kind, name)[0], type)  # a change of weights is a function and gives a network
 ]
-Combination = tuple[str, str, tuple[tuple[str, str], ...]]
+Combination = tuple[str, str, tuple[tuple[str, ...], ...]]  # solver, process, (kind, name and for restorers an operator)
 N = 2
 LABEL = torch.tensor([0, 2])
 TRUTH = SHAPED.sample(N, seed=11)
 PAGE = (Path(__file__).parents[1] / "docs" / "refusals.md").read_text(encoding="utf-8")
-REASONS = [re.compile(row) for row in re.findall(r"^\| `([^`]+)` \|", PAGE, re.MULTILINE)]
+REASONS = [
+    re.compile(reason)
+    for row in re.findall(r"^\| (`[^|]+`) \|", PAGE, re.MULTILINE)
+    for reason in re.findall(r"`([^`]+)`", row)
+]
 
 
-def wrap(kind: str, name: str, inner: Denoiser, pick: slice = slice(None)) -> Denoiser:
+def wrap(kind: str, name: str, inner: Denoiser, pick: slice = slice(None), operator: str = "mask") -> Denoiser:
     options: dict[str, Any] = {}
     parameters = inspect.signature(catalogue.find(kind, name)[0]).parameters
     if kind == "guidance" and "scale" in parameters:
@@ -47,8 +55,8 @@ def wrap(kind: str, name: str, inner: Denoiser, pick: slice = slice(None)) -> De
         return made(kind, name, inner, **options)
     if "noise_std" in parameters:
         options["noise_std"] = 0.1
-    mask = OPERATORS["mask"]
-    return made(kind, name, inner, mask, mask(TRUTH[pick]), **options)
+    measure = OPERATORS[operator]
+    return made(kind, name, inner, measure, measure(TRUTH[pick]), **options)
 
 
 @functools.cache
@@ -66,13 +74,13 @@ def run(combination: Combination, pick: slice = slice(None)) -> tuple[torch.Tens
     x = start(process, N, SHAPE, t=0.9)
     given = {k: v[pick] for k, v in (cond(process, x) | {"label": LABEL}).items()}
     denoiser: Denoiser = SHAPED.denoiser(process)
-    if any(kind == "accelerator" for kind, _ in wrappers):
+    if any(kind == "accelerator" for kind, *_ in wrappers):
         net = network()
         # an anchor is for the process to take out, and nothing that this network knows
         told = fk.NetworkDenoiser(net, process)
         denoiser = told if not process.anchored else fk.as_denoiser(functools.partial(unanchored, net, process), process)
-    for kind, wrapper in wrappers:
-        denoiser = wrap(kind, wrapper, denoiser, pick)
+    for kind, wrapper, *operator in wrappers:
+        denoiser = wrap(kind, wrapper, denoiser, pick, *operator)
     return fk.sample(denoiser, x[pick], plan, ids=list(range(N))[pick], **given), plan
 
 
@@ -120,6 +128,12 @@ def test_every_wrapper_around_every_wrapper(outer):
     faultless([("ddim", "vp", (inner, outer)) for inner in WRAPPERS])
 
 
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_every_operator_under_every_restorer(operator):
+    restorers = [name for kind, name in WRAPPERS if kind == "restorer"]
+    faultless([("renoise", "vp", (("restorer", name, operator),)) for name in restorers], alone=True)
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_a_draw_of_deep_combinations_and_each_sample_is_its_own(seed):
     draw = random.Random(seed)
@@ -128,6 +142,85 @@ def test_a_draw_of_deep_combinations_and_each_sample_is_its_own(seed):
         for _ in range(15)
     ]
     faultless(combinations, alone=True)
+
+
+TOKENS = {
+    f"{schedule}, {replace} replaced": TokenProcess(5, replace, schedule)
+    for schedule, replace in itertools.product(SCHEDULES, (0.0, 0.3, 1.0))
+}
+SAMPLERS = {f"ancestral, {rule}": Ancestral(rule) for rule in RULES} | {f"hitting {k}": FirstHitting(k) for k in (1, 2)}
+LENGTH = 4
+
+
+def token_wrappers() -> list[type]:
+    """Those that say that they have a meaning for tokens."""
+
+    def below(kind: type) -> list[type]:
+        return [found for sub in kind.__subclasses__() for found in (sub, *below(sub))]
+
+    named = {catalogue.find(kind, name)[0] for kind, name in WRAPPERS} | {Remembered, Truncated}
+    return sorted((w for w in named if w in below(Wrapper) and w.tokens), key=lambda w: w.__name__)
+
+
+class Labelled(Denoiser):
+    """One exact chain for each class, and their mean for none."""
+
+    conditions = ("label",)
+
+    def __init__(self, process):
+        super().__init__(process)
+        draw = torch.Generator().manual_seed(0)
+        laws = [torch.rand(6, 5, generator=draw, dtype=F64) for _ in range(2)]
+        self.chains = [MarkovChain(p[0] / p[0].sum(), p[1:] / p[1:].sum(1, True), LENGTH).denoiser(process) for p in laws]
+
+    def x0(self, x_t, t, label=None):
+        found = torch.stack([chain(x_t, t) for chain in self.chains])
+        if label is None:
+            return found.mean(0)
+        own = torch.nn.functional.one_hot(label.clamp_min(0), 2).T[..., None, None] * (label >= 0)[:, None, None]
+        return torch.where((label >= 0)[:, None, None], (own * found).sum(0), found.mean(0))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("process", TOKENS)
+def test_every_pair_of_token_wrappers_under_every_sampler_of_tokens(process, sampler):
+    process, sampler, label = TOKENS[process], SAMPLERS[sampler], torch.tensor([0, 1, -1])
+    given = LENGTH if isinstance(sampler, FirstHitting) else fk.grids.Uniform(3)
+    wrapped = [(), *itertools.product(token_wrappers(), repeat=1), *itertools.product(token_wrappers(), repeat=2)]
+    ran = 0
+    for kinds in wrapped:
+        try:
+            plan = sampler.plan(process, given)
+            denoiser: Denoiser = Labelled(process)
+            for kind in kinds:
+                denoiser = kind(denoiser, scale=1.5) if kind is fk.guide.CFG else kind(denoiser)
+        except FokkerError as reason:
+            assert any(r.search(str(reason)) for r in REASONS), reason
+            continue
+        u = fk.keyed.uniform((3, LENGTH), seed=1)
+        out = fk.sample(denoiser, process.start(u), plan, label=label)
+        assert out.shape == (3, LENGTH) and out.dtype == torch.int64 and 0 <= int(out.min()) <= int(out.max()) < 5, kinds
+        alone = fk.sample(denoiser, process.start(u[1:2]), plan, ids=[1], label=label[1:2])
+        assert torch.equal(alone, out[1:2]), kinds
+        ran += 1
+    assert ran >= (0 if process.replace and isinstance(sampler, FirstHitting) else len(token_wrappers()))
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_no_table_adds_up_tokens(solver):
+    with pytest.raises(FokkerError) as refused:
+        SOLVERS[solver].plan(TOKENS["linear, 0.3 replaced"], fk.grids.Uniform(4))
+    assert any(r.search(str(refused.value)) for r in REASONS), refused.value
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS, ids=lambda w: w[1])
+def test_a_wrapper_of_numbers_refuses_tokens(wrapper):
+    denoiser = Labelled(TOKENS["linear, 0.3 replaced"])
+    if catalogue.find(*wrapper)[0] in token_wrappers():
+        wrap(*wrapper, denoiser)
+        return
+    with pytest.raises(FokkerError, match=r"works on numbers and .* on tokens"):
+        wrap(*wrapper, denoiser)
 
 
 def test_the_page_of_refusals_lists_reasons():

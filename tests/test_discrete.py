@@ -259,6 +259,20 @@ def test_what_does_not_fit_is_refused_in_one_sentence():
         PROCESSES[1].start(torch.zeros(2, 2))
 
 
+def test_guidance_of_tokens_is_the_normalised_product_of_powers():
+    """One token: its belief is its law, so what is sampled under a composition is known in closed form."""
+    process, n = TokenProcess(K), 20_000
+    p, q = torch.tensor([0.6, 0.3, 0.1], dtype=F64), torch.tensor([0.2, 0.3, 0.5], dtype=F64)
+    one, other = (MarkovChain(law, torch.full((K, K), 1 / K, dtype=F64), 1).denoiser(process) for law in (p, q))
+    x = process.start(torch.zeros(n, 1))
+    for weights in ((2.0, -1.0), (1.0, 1.0), (3.0, -2.0)):
+        wanted = p ** weights[0] * q ** weights[1]
+        denoiser = fk.guide.Compose(one, models=[other], weights=weights, base=False)
+        out = fk.sample(denoiser, x, FirstHitting().plan(process, 1))
+        value = TotalVariation()(out, wanted / wanted.sum())
+        assert value.value < 2.5 * value.floor, weights
+
+
 # --- wrappers --------------------------------------------------------------------------------------------------------
 
 

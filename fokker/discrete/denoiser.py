@@ -48,6 +48,8 @@ class Remembered(Wrapper):
     arXiv 2406.07524 (caching of masked diffusion).
     """
 
+    tokens = True
+
     def __init__(self, inner: Denoiser) -> None:
         super().__init__(inner)
         if not (isinstance(inner.process, TokenProcess) and inner.process.replace == 0):
@@ -81,6 +83,8 @@ class Truncated(Wrapper):
     beside any likelihood. Raises FokkerError for a temperature that is not above 0 or a mass outside (0, 1].
     Reference: Gu et al. 2022, arXiv 2111.14822 (truncation by mass).
     """
+
+    tokens = True
 
     def __init__(self, inner: Denoiser, temperature: float = 1.0, mass: float = 1.0) -> None:
         super().__init__(inner)

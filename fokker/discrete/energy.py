@@ -61,6 +61,8 @@ class EnergyCorrected(Wrapper):
     Reference: Xu et al. 2024, arXiv 2410.21357.
     """
 
+    tokens = True
+
     def __init__(
         self,
         inner: Denoiser,

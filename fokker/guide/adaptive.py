@@ -29,6 +29,8 @@ class AdaptiveGuidance(CFG):
     step. Raises FokkerError for numbers outside their ranges. Reference: Castillo et al. 2023, arXiv 2312.12487.
     """
 
+    tokens = False
+
     def __init__(
         self,
         inner: Denoiser,

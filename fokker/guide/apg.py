@@ -30,6 +30,8 @@ class APG(CFG):
     for a negative radius or a momentum outside (-1, 1). Reference: Sadat, Hilliges, Weber 2024, arXiv 2410.02416.
     """
 
+    tokens = False
+
     def __init__(
         self,
         inner: Denoiser,

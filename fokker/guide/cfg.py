@@ -8,12 +8,12 @@ from torch import Tensor
 
 from fokker.denoiser import Cond, Denoiser, Wrapper
 from fokker.errors import FokkerError
-from fokker.guide.terms import Part, branches
+from fokker.guide.terms import Part, branches, coordinates, from_coordinates
 from fokker.process import Time, as_time, expand
 
 
 class CFG(Wrapper):
-    """D = D_null + scale (D_cond - D_null): what the condition adds, taken `scale` times.
+    """D = D_null + scale (D_cond - D_null): what the condition adds, taken `scale` times; of tokens the log-probabilities.
 
     Tilts every marginal towards p_t(x)^{1 - scale} p_t(x | c)^scale. At scale 1, without conditions, and outside `interval` it
     costs one evaluation, otherwise two, asked in one batch (`batched`) where memory allows.
@@ -25,6 +25,8 @@ class CFG(Wrapper):
     The anchor y is never dropped. Subclasses that turn two beliefs into one in another way override `combined`.
     Reference: Ho & Salimans 2022, arXiv 2207.12598.
     """
+
+    tokens = True
 
     def __init__(
         self,
@@ -46,9 +48,10 @@ class CFG(Wrapper):
         if other is None or (not isinstance(scale, Tensor) and scale == 1):
             belief: Tensor = self.inner(x_t, t, **cond)
             return belief
-        with_cond, without = branches(self.inner, x_t, t, [cond, other], self.batched)
-        strength = expand(scale, x_t).to(x_t) if isinstance(scale, Tensor) else scale
-        return self.combined(with_cond, without, strength)
+        found = branches(self.inner, x_t, t, [cond, other], self.batched)
+        with_cond, without = (coordinates(self.process, belief) for belief in found)
+        strength = expand(scale, without).to(without) if isinstance(scale, Tensor) else scale
+        return from_coordinates(self.process, self.combined(with_cond, without, strength))
 
     def combined(self, with_cond: Tensor, without: Tensor, strength: Any) -> Tensor:
         """The guided belief from the conditional and the null one; `strength` is a number or broadcasts."""

@@ -30,6 +30,8 @@ class Compose(Wrapper):
     missing. Reference: Liu, Li, Du, Torralba, Tenenbaum 2022, arXiv 2206.01714.
     """
 
+    tokens = True
+
     def __init__(
         self,
         inner: Denoiser,

@@ -49,6 +49,8 @@ class LinearGuidance(CFG):
     (LinearAG).
     """
 
+    tokens = False
+
     def __init__(
         self,
         inner: Denoiser,

@@ -62,16 +62,27 @@ def beliefs(parts: Sequence[Part], x_t: Tensor, t: Time, batched: bool = True) -
     return [belief for belief in out if belief is not None]
 
 
+def coordinates(process: Process, belief: Tensor) -> Tensor:
+    """Where weighted sums of beliefs are weighted sums of scores: a mean as it is, probabilities of tokens as logarithms."""
+    return torch.log(belief.clamp_min(torch.finfo(belief.dtype).tiny)) if process.tokens else belief
+
+
+def from_coordinates(process: Process, c: Tensor) -> Tensor:
+    """The belief at these coordinates: probabilities add up to 1."""
+    return torch.softmax(c, -1) if process.tokens else c
+
+
 def summed(process: Process, x_t: Tensor, t: Time, weights: Sequence[Weight], found: Sequence[Tensor]) -> Tensor:
-    """The belief of the score sum a_i s_i: sum a_i D_i + (1 - sum a_i) x_t / alpha.
+    """The belief of the score sum a_i s_i: sum a_i D_i + (1 - sum a_i) x_t / alpha; of tokens prod p_i^a_i, normalised.
 
     Raises FokkerError without signal (alpha = 0) unless the weights are numbers that sum to 1.
     """
-    wide = [expand(a, x_t).to(x_t) if isinstance(a, Tensor) else a for a in weights]
+    found = [coordinates(process, belief) for belief in found]
+    wide = [expand(a, found[0]).to(found[0]) if isinstance(a, Tensor) else a for a in weights]
     total: Tensor = sum((a * D for a, D in zip(wide[1:], found[1:], strict=True)), wide[0] * found[0])
     rest: Any = 1.0 - sum(wide)
-    if not isinstance(rest, Tensor) and abs(rest) < 1e-12:
-        return total
+    if process.tokens or (not isinstance(rest, Tensor) and abs(rest) < 1e-12):
+        return from_coordinates(process, total)
     alpha = process.coefficients(t, x_t)[0]
     if not isinstance(alpha, Tensor) and alpha == 0:
         raise FokkerError("a composition whose weights do not sum to 1 has no belief where alpha is 0; use start below 1")
