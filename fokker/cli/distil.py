@@ -27,15 +27,25 @@ def distil(
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Steps that the student will be sampled with.")] = 4,
     method: Annotated[str, typer.Option(help="progressive, or consistency.")] = "progressive",
     start: Annotated[
-        int | None, typer.Option(min=2, max=4096, help="Steps of the teacher; 16 or more, or 50 for consistency.")
+        int | None, typer.Option(min=2, max=4096, help="Steps of the teacher; 32 or more, or 50 for consistency.")
     ] = None,
     scales: Annotated[str | None, typer.Option(help="Guidance scales to distil too, as 1,4: the student is told one.")] = None,
     rank: Annotated[int, typer.Option(min=0, max=4096, help="Low-rank deltas in place of all weights (consistency).")] = 0,
     grid: Annotated[str, typer.Option(help="Grid of the steps: karras, logsnr, uniform, ...")] = "karras",
     data: Annotated[str | None, typer.Option(help="A data set; that of the model's card if left out.")] = None,
-    samples: Annotated[int, typer.Option(min=1, max=10**9, help="Samples seen in each round.")] = 50_000,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=10**9,
+            help="Samples seen in each round, twice as many in those to 2 steps and 1; 19,200, or 50,000 for consistency.",
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, max=65536, help="Samples an update.")] = 64,
-    peak: Annotated[float, typer.Option(min=1e-9, max=1.0, help="The learning rate at its highest.")] = 5e-4,
+    peak: Annotated[
+        float | None,
+        typer.Option(min=1e-9, max=1.0, help="The learning rate at its highest; 1e-3, or 5e-4 for consistency."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of the training.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out: Annotated[Path, typer.Option(help="A folder for model.safetensors (and lora.safetensors).")] = Path("student"),
@@ -60,6 +70,9 @@ def distil(
     chain = _chain(method, steps, start, scales, rank, grid)
     fokker.grids.get(grid)
     source = open_data(_data(teacher, data))
+    halving = method == "progressive"
+    samples = samples or (19_200 if halving else 50_000)
+    peak = peak or (1e-3 if halving else 5e-4)
     lesson = Lesson(
         samples=samples,
         batch=batch,
@@ -113,7 +126,7 @@ def _chain(method: str, steps: int, start: int | None, scales: str | None, rank:
         raise FokkerError("--rank is for --method consistency; leave it out")
     if start is None:
         start = 2 * steps
-        while start < 16:
+        while start < 32:
             start *= 2
     progressive = ProgressiveDistiller(start=start, steps=steps, grid=grid, scales=interval)
     return [progressive] if interval is None else [GuidedDistiller(interval, times="lognormal"), progressive]
