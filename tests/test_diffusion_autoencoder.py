@@ -91,15 +91,22 @@ def test_no_code_and_a_code_of_zeros_are_the_network_itself(kind: type) -> None:
     assert told.conditions == ("code",) and not told.null_conditions(code=e)["code"].any()
 
 
-def test_an_untrained_gradient_estimator_changes_nothing_and_trains_only_itself() -> None:
-    plain = alive(build({**UNET, "patch": 2}))
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [({**UNET, "patch": 2}, (1, 8, 8)), ({"kind": "mlp", "dim": 6, "width": 16}, (6,)), ({**UNET, "dim": 3}, (1, 4, 4, 4))],
+)
+def test_an_untrained_gradient_estimator_changes_nothing_and_trains_only_itself(config: dict, shape: tuple) -> None:
+    plain = alive(build(config))
     told = GradientEstimator(plain, CODE)
-    x, c, e = fk.noise((2, 1, 8, 8)), torch.zeros(2), fk.noise((2, CODE))
+    x, c, e = fk.noise((2, *shape)), torch.zeros(2), fk.noise((2, CODE))
     with torch.no_grad():
         assert torch.equal(told(x, c, code=e), plain(x, c))
     told.train()
     assert not told.net.training
     alive(told)(x, c, code=e).square().sum().backward()
+    with torch.no_grad():
+        assert not torch.allclose(told(x, c, code=e), told(x, c, code=-e), atol=1e-3)
+        assert torch.equal(told(x, c, code=0 * e), plain(x, c)) and torch.equal(told(x, c), plain(x, c))
     reached = {name for name, p in told.named_parameters() if p.grad is not None and bool(p.grad.any())}
     own = {name for name, p in told.named_parameters() if not name.startswith("net.")}
     assert reached == own

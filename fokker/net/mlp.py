@@ -61,6 +61,13 @@ class MLP(nn.Module):
         return {k: torch.ones_like(v) if k == "guidance" else torch.full_like(v, -1) for k, v in cond.items()}
 
     def forward(self, x: Tensor, c: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
+        h = self.start(x, c, label, guidance)
+        for k in range(len(self.inner)):
+            h = self.layer(h, k)
+        return self.finish(h)
+
+    def start(self, x: Tensor, c: Tensor, label: Tensor | None = None, guidance: Tensor | None = None) -> Tensor:
+        """The features (batch, width) before the first layer."""
         levels = c if c.ndim == 2 else c[:, None]
         if x.ndim != 2 or x.shape[1] != self.dim or levels.shape[1] != self.levels:
             raise FokkerError(
@@ -72,9 +79,14 @@ class MLP(nn.Module):
             none = self.label.num_embeddings - 1
             row = h.new_full((len(h),), none, dtype=torch.int64) if label is None else torch.where(label < 0, none, label)
             h = h + self.label(row)
-        if self.guidance is not None:
-            h = h + self.guidance(guidance)
-        for norm, inner, outer in zip(self.norms, self.inner, self.outer, strict=False):
-            h = h + outer(F.silu(inner(norm(h))))
+        return h if self.guidance is None else h + self.guidance(guidance)
+
+    def layer(self, h: Tensor, k: int) -> Tensor:
+        """The features after layer k, from those before it."""
+        out: Tensor = h + self.outer[k](F.silu(self.inner[k](self.norms[k](h))))
+        return out
+
+    def finish(self, h: Tensor) -> Tensor:
+        """The output, from the features after the last layer."""
         lowered: Tensor = self.lower(F.silu(self.norms[-1](h)))
         return lowered
