@@ -8,7 +8,7 @@ from torch import Tensor
 
 import fokker as fk
 from fokker.data.toys import digits
-from fokker.keyed import noise
+from fokker.keyed import Brownian, noise
 from fokker.laws import GaussianMixture
 from fokker.restore import Wrapper
 
@@ -28,13 +28,31 @@ def held_out(n: int, seed: int) -> Tensor:
     return digits.build(n, seed, "test").x.double()
 
 
-def restored(wrapper: Wrapper, shape: tuple[int, ...], solver: str, steps: int, seed: int, **options: float) -> fk.Trace:
-    """A run of the restorer from noise of `shape` (batch, ...) to x_0, uniform in t, by a solver with its options."""
+def restored(
+    wrapper: Wrapper,
+    shape: tuple[int, ...],
+    solver: str,
+    steps: int,
+    seed: int,
+    ids: Tensor | None = None,
+    path: Brownian | None = None,
+    **options: float,
+) -> fk.Trace:
+    """A run of the restorer from noise of `shape` (batch, ...) to x_0, uniform in t, by a solver with its options.
+
+    `ids` and `path` are those of `fk.run`.
+    """
     plan = fk.solve.get(solver, **options).plan(wrapper.process, fk.grids.get("uniform")(steps, end=0))
-    return fk.run(wrapper, wrapper.process.start(noise(shape, seed, dtype=torch.float64)), plan, seed=seed)
+    start = wrapper.process.start(noise(shape, seed, ids, dtype=torch.float64))
+    return fk.run(wrapper, start, plan, seed=seed, ids=ids, path=path)
+
+
+def decibels(x: Tensor, truth: Tensor, span: float = 2.0) -> Tensor:
+    """10 log10(span^2 / mean squared error) of every picture (batch,)."""
+    error = (x - truth).flatten(1).square().mean(1)
+    return 20 * math.log10(span) - 10 * torch.log10(error)
 
 
 def psnr(x: Tensor, truth: Tensor, span: float = 2.0) -> float:
-    """The mean over pictures of 10 log10(span^2 / mean squared error)."""
-    error = (x - truth).flatten(1).square().mean(1)
-    return float((20 * math.log10(span) - 10 * torch.log10(error)).mean())
+    """The mean over pictures of their `decibels`."""
+    return float(decibels(x, truth, span).mean())

@@ -4,14 +4,21 @@ Theory: on one Gaussian, with noise in antithetic pairs and all levels summed, t
 v A^T (A mu - y) / dim y + lam / dim x mean_t sigma^2 (alpha^2 C + sigma^2)^{-1} (mu - m) = 0. Held-out digits, half of the
 pixels of each, noise 0.05, under an exact mixture prior: PSNR against DPS at the best of its steps, at equal evaluations,
 and against the constant weight. The null takes the prior away (lam = 0).
+
+Changed after a miss: all 397 held-out digits and not 128 of them, since the standard error of a difference of two methods on
+128 is 0.2 dB, which decided; the expectation, the sweep and the law are what they were.
 """
 
+from dataclasses import dataclass, field
+from functools import cache
+
 import torch
+from torch import Tensor
 
 import fokker as fk
 from fokker.checks import Criterion, Outcome
-from fokker.checks._inverse import PROCESS, held_out, prior, psnr, restored
-from fokker.keyed import uniform
+from fokker.checks._inverse import PROCESS, decibels, held_out, prior, restored
+from fokker.keyed import Brownian, uniform
 from fokker.laws import GaussianMixture
 from fokker.restore.dps import DPS
 from fokker.restore.operators import Mask
@@ -21,33 +28,79 @@ EXPECT = (
     "one Gaussian: relative gradient <= 1e-8 at the closed-form minimiser; PSNR >= DPS at 100 evaluations and >= DPS + 1 dB at "
     "1,000; weight sigma / alpha >= constant + 0.3 dB at lam 0.25"
 )
-N, NOISE, LAM = 128, 0.05, 0.25
+N, SOME, NOISE, LAM = 397, 128, 0.05, 0.25
 STEPS = (0.2, 0.5, 1.0, 2.0)
 
 
+@dataclass
+class Shared(Brownian):
+    """A path whose increments are worked out once, for all the runs that take it."""
+
+    known: dict[tuple[float, float], Tensor] = field(default_factory=dict)
+
+    def increment(self, a: float | Tensor, b: float | Tensor) -> Tensor:
+        key = float(a), float(b)
+        if key not in self.known:
+            self.known[key] = super().increment(a, b)
+        return self.known[key]
+
+
+def problem(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The digits, which of their pixels are seen, and the measurements."""
+    x = held_out(N, seed)
+    mask = (uniform((len(x), 1, 8, 8), seed, stream="check", index=5) < 0.5).double()
+    return x, mask, Mask(mask).measure(x, NOISE, seed)
+
+
+@cache
+def dps(seed: int, nfe: int) -> tuple[float, float]:
+    """DPS's best step of the sweep and its PSNR.
+
+    All steps see the same noise; one that is 3 standard errors behind on the first 64 digits is given up.
+    """
+    x, mask, y = problem(seed)
+    found = {k: x.new_zeros(0) for k in STEPS}
+    for ids in torch.arange(N).tensor_split([64]):
+        path = Shared((len(ids), 1, 8, 8), seed, ids, torch.float64) if len(found) > 1 else None
+        for k, before in found.items():
+            method = DPS(prior().denoiser(PROCESS), Mask(mask[ids]), y[ids], step=k)
+            run = restored(method, tuple(y[ids].shape), "ddpm", nfe, seed, ids, path)
+            found[k] = torch.cat([before, decibels(run.x0, x[ids])])
+        lead = found[max(found, key=lambda k: float(found[k].mean()))]
+        found = {k: v for k, v in found.items() if not behind(lead - v)}
+    best = max(found, key=lambda k: float(found[k].mean()))
+    return best, float(found[best].mean())
+
+
+def behind(gap: Tensor) -> bool:
+    """Whether the mean of the paired differences is beyond 3 of its standard errors."""
+    return bool(gap.mean() > 3 * gap.std() / len(gap) ** 0.5)
+
+
 def check(seed: int, null: bool = False) -> Outcome:
-    x, A = held_out(N, seed), Mask((uniform((N, 1, 8, 8), seed, stream="check", index=5) < 0.5).double())
-    y, lam = A.measure(x, NOISE, seed), 0.0 if null else LAM
-    denoiser = prior().denoiser(PROCESS)
+    x, mask, y = problem(seed)
+    lam = 0.0 if null else LAM
     measured = {"relative gradient": gradient(seed, lam)}
     baseline: dict[str, float] = {}
     criteria = [Criterion("relative gradient", measured["relative gradient"], "<=", 1e-8)]
     for nfe, more in ((100, 0.0), (1000, 1.0)):
-        ours, constant = (
-            psnr(restored(REDDiff(denoiser, A, y, lam=lam, weight=w), x.shape, "ddim", nfe, seed).x0, x)
-            for w in ("snr", "constant")
-        )
-        dps = {k: psnr(restored(DPS(denoiser, A, y, step=k), x.shape, "ddpm", nfe, seed).x0, x) for k in STEPS}
-        best = max(dps, key=lambda k: dps[k])
-        measured[f"PSNR at {nfe}"] = ours
+
+        def ours(weight: str, many: int, nfe: int = nfe) -> Tensor:
+            method = REDDiff(prior().denoiser(PROCESS), Mask(mask[:many]), y[:many], lam=lam, weight=weight)
+            return decibels(restored(method, tuple(y[:many].shape), "ddim", nfe, seed).x0, x[:many])
+
+        snr, constant = ours("snr", N), ours("constant", SOME)
+        step, theirs = dps(seed, nfe)
+        gain = float((snr[:SOME] - constant).mean())
+        measured[f"PSNR at {nfe}"] = float(snr.mean())
         baseline |= {
-            f"PSNR of DPS at {nfe}": dps[best],
-            f"step of DPS at {nfe}": best,
-            f"PSNR of the constant weight at {nfe}": constant,
+            f"PSNR of DPS at {nfe}": theirs,
+            f"step of DPS at {nfe}": step,
+            f"PSNR of the constant weight at {nfe}, {SOME} digits": float(constant.mean()),
         }
         criteria += [
-            Criterion(f"dB over DPS at {nfe}", ours - dps[best], ">=", more),
-            Criterion(f"dB over the constant weight at {nfe}", ours - constant, ">=", 0.3),
+            Criterion(f"dB over DPS at {nfe}", measured[f"PSNR at {nfe}"] - theirs, ">=", more),
+            Criterion(f"dB over the constant weight at {nfe}", gain, ">=", 0.3),
         ]
     return Outcome(measured, baseline, criteria)
 

@@ -91,12 +91,14 @@ class REDDiff(Restorer):
 
     def gradient(self, mu: Tensor, eps: Tensor, t: Time, **cond: Cond) -> Tensor:
         """The gradient in mu of the loss at one level: v A^T (A mu - y) / dim y + w_t (eps_hat - eps) / dim x."""
-        alpha, sigma = self.levels(t, mu)
-        with torch.no_grad():
-            belief: Tensor = self.inner(alpha * mu + sigma * eps, t, **cond)
         misfit = self.operator(mu) - self.measured.to(mu)
         measured = self.operator.seen(torch.ones_like(misfit)).flatten(1).sum(1).clamp(min=1)
         data = self.operator.pull(mu, misfit) * (self.v / measured).reshape(-1, *[1] * (mu.ndim - 1))
+        if self.lam == 0:
+            return data  # least squares asks no prior
+        alpha, sigma = self.levels(t, mu)
+        with torch.no_grad():
+            belief: Tensor = self.inner(alpha * mu + sigma * eps, t, **cond)
         return data + self._strength(alpha, sigma) * (mu - belief) * (self.lam / mu[0].numel())
 
     def _strength(self, alpha: float | Tensor, sigma: float | Tensor) -> Tensor:
@@ -111,13 +113,18 @@ class REDDiff(Restorer):
             return inverse.sqrt()
         if self.weight == "clip":
             return inverse.clamp(max=1.0)
-        return torch.where(a > 0, torch.log1p(s / torch.where(a > 0, a, torch.ones_like(a))), torch.zeros_like(a)) * inverse
+        return (
+            torch.where(a > 0, torch.log1p(s / torch.where(a > 0, a, torch.ones_like(a))), torch.zeros_like(a))
+            * inverse
+        )
 
     def _begin(self, x_t: Tensor) -> Descent:
         # half precision would lose Adam's small steps
         dtype = torch.promote_types(x_t.dtype, torch.float32)
         if self.start is None and not self.operator.linear:
-            raise FokkerError("this operator has no pseudo-inverse to begin at; give start=, an image of the state's shape")
+            raise FokkerError(
+                "this operator has no pseudo-inverse to begin at; give start=, an image of the state's shape"
+            )
         begin = self.operator.pinv(self.measured.to(x_t.device, dtype)) if self.start is None else self.start
         begin = begin.detach().to(x_t.device, dtype).expand(x_t.shape)
         return Descent(begin, torch.zeros_like(begin), torch.zeros_like(begin))
