@@ -15,7 +15,7 @@ from fokker.grids import Grid, LogSNR, Times
 from fokker.guide.cfg import CFG
 from fokker.loop import run
 from fokker.plan import Plan, Row
-from fokker.solve.invert import BDIA, EDICT
+from fokker.solve.invert import BDIA, EDICT, from_two
 from fokker.solve.onestep import DDIM
 
 Control = Callable[[Denoiser], Denoiser]
@@ -105,14 +105,6 @@ def edit(
     trace = run(guided, torch.cat([found.noise, found.noise]), plan, **both)
     kept, changed = (to_sample(found.process, half, found.grid) for half in halves(trace.x0))
     return Edited(changed, kept, found, spent + 2 * trace.nfe)
-
-
-def from_two(plan: Plan) -> Plan:
-    """A leapfrog's plan that is given its first two states instead of making the second: then all of it can be undone."""
-    first, second = plan.rows[0], plan.rows[1]
-    if len(plan.rows) < 3 or not isinstance(first, Row) or not isinstance(second, Row):
-        raise FokkerError("a leapfrog needs two steps to be undone; use more steps")
-    return replace(plan, rows=(Row(()), Row((), second.t), *plan.rows[2:]), inputs=2, config={"from_two": plan.config})
 
 
 def exact(

@@ -1,11 +1,11 @@
 """Exactly invertible solvers: `plan.inverse()` leads back to the start to rounding, whatever the denoiser."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from fokker.errors import FokkerError
-from fokker.plan import Draft, Node, Term, pairs
+from fokker.plan import Draft, Node, Plan, Row, Term, pairs
 from fokker.solve import Solver
 from fokker.solve.onestep import transition
 
@@ -91,6 +91,17 @@ class BDIA(Solver):
             before, x = x, draft.keep(ahead)
         assert before is not None
         return x, before
+
+
+def from_two(plan: Plan) -> Plan:
+    """BDIA's plan that is given its first two states instead of making the second: then all of it can be undone.
+
+    Raises FokkerError for a plan of one step.
+    """
+    first, second = plan.rows[0], plan.rows[1]
+    if len(plan.rows) < 3 or not isinstance(first, Row) or not isinstance(second, Row):
+        raise FokkerError("a leapfrog needs two steps to be undone; use more steps")
+    return replace(plan, rows=(Row(()), Row((), second.t), *plan.rows[2:]), inputs=2, config={"from_two": plan.config})
 
 
 def _needs_signal(solver: Solver, nodes: list[Node]) -> None:
