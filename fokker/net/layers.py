@@ -213,10 +213,14 @@ class Norm(nn.GroupNorm):
         super().__init__(groups, channels, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.affine and torch.is_grad_enabled() and not x.requires_grad and not torch.compiler.is_compiling():
-            # behind frozen layers torch's backward for channels last on a CPU writes where there is no gradient, and crashes
-            x = x.detach().requires_grad_(self.weight.requires_grad)
-        return super().forward(x)
+        behind = self.affine and self.weight.requires_grad and torch.is_grad_enabled() and not x.requires_grad
+        if not behind or torch.compiler.is_compiling():
+            return super().forward(x)
+        # behind frozen layers torch's backward for channels last on a CPU writes where there is no gradient, and crashes;
+        # scaled outside there is no such backward, and torch.func's transforms can still see through
+        shape = (-1, *[1] * (x.ndim - 2))
+        normal = F.group_norm(x, self.num_groups, eps=self.eps)
+        return normal * self.weight.reshape(shape) + self.bias.reshape(shape)
 
 
 class Block(nn.Module):
