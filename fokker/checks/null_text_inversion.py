@@ -5,18 +5,21 @@ enough to bring it back, and the edit that starts there is about as good as dire
 + v_b, whose condition is the vector of log mixture weights: the null condition is fitted by exact gradients, at a rate in
 those units (0.3).
 
+Why the edit misses its bound: guided sampling retraces the inversion where D(n) + w (D(c) - D(n)) = D(c), which is where
+D(n) = D(c), so what is fitted leans to the source condition c itself (Miyake et al. 2023, arXiv 2305.16807, use c outright).
+The target is then driven w times the way from the source to the target class, where direct inversion drives it w times the
+way from the mean of all classes, which is shorter. The edit with c as the null condition is measured beside.
+
 Null: the fitted null conditions are given to the steps in reverse.
 """
 
 import time
 from dataclasses import replace
 
-import torch
-
 from fokker.checks import Criterion, Outcome
 from fokker.checks._edits import WEAK, task
 from fokker.checks.direct_inversion import SCALE, STEPS, control
-from fokker.edit import NullText, edit, invert
+from fokker.edit import Edited, NullText, edit, invert
 from fokker.edit.nulltext import PerStepNull
 from fokker.grids import Uniform
 from fokker.guide.cfg import CFG
@@ -31,45 +34,35 @@ RATE = 0.3
 
 def check(seed: int, null: bool = False) -> Outcome:
     found = task(seed, WEAK)
-    path = invert(found.denoiser, found.x, Uniform(STEPS), **found.source)
+    grid = Uniform(STEPS)
+    path = invert(found.denoiser, found.x, grid, **found.source)
     begin = time.perf_counter()
     text = NullText.fit(found.denoiser, path, scale=SCALE, rate=RATE, **found.source)
     fitting = time.perf_counter() - begin
     if null:
         text = replace(text, nulls=text.nulls[::-1])
-    alpha = path.process.alpha(path.grid.times(path.process)[-1])
+    alpha = path.process.alpha(grid.times(path.process)[-1])
     fixed = run(CFG(found.denoiser, SCALE), path.noise, path.plan(), **found.source).x0 / alpha
     back = run(PerStepNull(found.denoiser, text), path.noise, path.plan(), **found.source).x0 / alpha
-    begin = time.perf_counter()
-    direct = edit(
-        found.denoiser,
-        found.x,
-        found.source,
-        found.target,
-        rectify="direct",
-        scale=SCALE,
-        control=control,
-        grid=path.grid,
-    )
-    direct_seconds = time.perf_counter() - begin
-    begin = time.perf_counter()
-    fitted = edit(
-        found.denoiser,
-        found.x,
-        found.source,
-        found.target,
-        rectify="null-text",
-        scale=SCALE,
-        control=control,
-        trajectory=path,
-        null_text=text,
-    )
-    seconds = fitting + time.perf_counter() - begin
-    assert bool(torch.isfinite(fitted.x).all())
+
+    def timed(nulls: NullText | None) -> tuple[Edited, float]:
+        """The edit, rectified by null conditions or directly, inversion included, and its seconds."""
+        begin = time.perf_counter()
+        edited = edit(
+            found.denoiser, found.x, found.source, found.target, rectify="null-text" if nulls else "direct",
+            scale=SCALE, grid=grid, control=control, null_text=nulls,
+        )  # fmt: skip
+        return edited, time.perf_counter() - begin
+
+    direct, direct_seconds = timed(None)
+    fitted, seconds = timed(text)
+    source, _ = timed(replace(text, nulls=(found.source,) * STEPS))
+    seconds += fitting
     return Outcome(
         measured={
             "squared error of the reconstruction": found.error(back),
             "distance to the ideal edit": found.miss(fitted.x),
+            "distance, source condition as the null": found.miss(source.x),
             "seconds": seconds,
         },
         baseline={
