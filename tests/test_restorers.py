@@ -18,7 +18,7 @@ from fokker.restore.operators import Colourise, CompressedSensing, Mask, Matrix
 from fokker.restore.proximal import DDS, DiffPIR, least_squares
 from fokker.restore.tomography import ParallelBeam
 from fokker.restore.tweedie import STSL, forward_start, hutchinson_trace
-from fokker.restore.variational import REDDiff
+from fokker.restore.variational import _FRESH, REDDiff
 from fokker.restore.views import Cropped, Decoded
 
 VP = fk.VP()
@@ -189,7 +189,7 @@ def test_red_diff_is_adam_on_its_loss():
     drawn = REDDiff(inner, A, Y).bind(Run(3, seed=4))
     for k, t in enumerate(plan.times):
         alpha, _, sigma = VP.at(t)
-        eps = drawn._noise(mu.detach(), k)
+        eps = drawn.fresh(mu.detach(), _FRESH + k)
         x_t = alpha * mu.detach() + sigma * eps
         found = (x_t - alpha * inner(x_t, t)) / sigma
         data = (Y - A(mu)).square().mean(1).sum()
@@ -222,6 +222,7 @@ def test_red_diff_options():
     by_plan = fk.sample(REDDiff(inner, A, Y), x, plan)
     assert torch.equal(by_plan, fk.sample(REDDiff(inner, A, Y), 5 * x, plan)), "the states of the plan are not looked at"
     assert not torch.equal(by_plan, fk.sample(REDDiff(inner, A, Y, times="random"), x, plan))
+    assert fk.run(REDDiff(inner, A, Y, lam=0.0), x, plan).nfe == 0, "least squares asks no prior"
     begun = fk.sample(REDDiff(inner, A, Y, start=torch.zeros(SHAPE), lr=1e-9), x, plan)
     assert begun.abs().max() < 1e-7
     for wrong in ({"weight": "sqr"}, {"times": "up"}, {"lr": 0.0}, {"lam": -1.0}):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fokker.denoiser import Cond, Denoiser, Wrapper, followed, graded
 from fokker.errors import FokkerError
+from fokker.keyed import noise
 from fokker.process import Time
 from fokker.restore import Operator
 
@@ -52,6 +53,11 @@ class Restorer(Wrapper):
         time = t.reshape(-1) if isinstance(t, Tensor) and t.ndim else t
         alpha, _, sigma = self.process.coefficients(time, v)
         return alpha, sigma
+
+    def fresh(self, x: Tensor, index: int) -> Tensor:
+        """Unit normal noise like x, beside the draws of the plan; outside a run, where nobody has a name, all get the same."""
+        seed, ids = (self.run.seed, self.run.ids) if self.run is not None else (0, [0] * len(x))
+        return noise(tuple(x.shape), seed, ids, "step", index, x.dtype, x.device)
 
     def correction(self, belief: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """w = A^T (r^2 A A^T + noise^2)^{-1} (y - A D), and r^2 w, with r^2 the `prior_variance`."""

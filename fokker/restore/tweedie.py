@@ -83,9 +83,8 @@ class STSL(Restorer):
         return slope
 
     def _probe(self, x: Tensor, k: int) -> Tensor:
-        # outside a run nobody has a name: all get the same
-        seed, ids, row = (self.run.seed, self.run.ids, self.run.row) if self.run is not None else (0, [0] * len(x), 0)
-        return noise(tuple(x.shape), seed, ids, "step", _PROBE + row * self.inner_steps + k, x.dtype, x.device)
+        row = self.run.row if self.run is not None else 0
+        return self.fresh(x, _PROBE + row * self.inner_steps + k)
 
 
 def hutchinson_trace(score: Callable[[Tensor], Tensor], x: Tensor, n: int = 1, h: float = 0.1, seed: int = 0) -> Tensor:

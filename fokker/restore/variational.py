@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fokker.denoiser import Cond, Denoiser, Run
 from fokker.errors import FokkerError, unknown
-from fokker.keyed import noise
+from fokker.keyed import uniform
 from fokker.process import Time
 from fokker.restore import Operator
 from fokker.restore.posterior import Restorer
@@ -80,7 +80,7 @@ class REDDiff(Restorer):
             self.descent = at
         mu = at.image
         t = self._time(t, len(mu), at.steps)
-        pull = self.gradient(mu, self._noise(mu, at.steps), t, **cond)
+        pull = self.gradient(mu, self.fresh(mu, _FRESH + at.steps), t, **cond)
         at.steps += 1
         one, two = self.betas
         at.first = one * at.first + (1 - one) * pull
@@ -113,31 +113,19 @@ class REDDiff(Restorer):
             return inverse.sqrt()
         if self.weight == "clip":
             return inverse.clamp(max=1.0)
-        return (
-            torch.where(a > 0, torch.log1p(s / torch.where(a > 0, a, torch.ones_like(a))), torch.zeros_like(a))
-            * inverse
-        )
+        return torch.where(a > 0, torch.log1p(s / torch.where(a > 0, a, torch.ones_like(a))), torch.zeros_like(a)) * inverse
 
     def _begin(self, x_t: Tensor) -> Descent:
         # half precision would lose Adam's small steps
         dtype = torch.promote_types(x_t.dtype, torch.float32)
         if self.start is None and not self.operator.linear:
-            raise FokkerError(
-                "this operator has no pseudo-inverse to begin at; give start=, an image of the state's shape"
-            )
+            raise FokkerError("this operator has no pseudo-inverse to begin at; give start=, an image of the state's shape")
         begin = self.operator.pinv(self.measured.to(x_t.device, dtype)) if self.start is None else self.start
         begin = begin.detach().to(x_t.device, dtype).expand(x_t.shape)
         return Descent(begin, torch.zeros_like(begin), torch.zeros_like(begin))
 
-    def _noise(self, mu: Tensor, step: int) -> Tensor:
-        # outside a run nobody has a name: all get the same
-        seed, ids = (self.run.seed, self.run.ids) if self.run is not None else (0, [0] * len(mu))
-        return noise(tuple(mu.shape), seed, ids, "step", _FRESH + step, mu.dtype, mu.device)
-
     def _time(self, t: Time, batch: int, step: int) -> Time:
         if self.times == "plan" or self.run is None:
             return t
-        from fokker.keyed import uniform
-
         u = uniform((batch, 1), self.run.seed, self.run.ids, "step", _FRESH + step + (1 << 40))[:, 0]
         return self.process.end + (1 - self.process.end) * u
