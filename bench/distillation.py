@@ -39,7 +39,7 @@ from fokker.measure import ClassAccuracy, Frechet
 from fokker.train import Average, Rate
 
 START, STUDENTS = 32, (4, 2, 1)
-TEACHERS = {"ddim": (1, 2, 4, 8, 16, 32), "dpmpp-2m": (2, 4, 8, 16)}
+TEACHERS = {"ddim": (1, 2, 4, 8, 16, 32), "dpmpp-2m": (4, 8)}
 SCALES, SCALE = (1.0, 3.0), 2.0
 Taught = dict[int, tuple[NetworkDenoiser, float]]
 
