@@ -122,9 +122,9 @@ class FeatureChange:
     def keys(self, n: int) -> list[int]:
         """`n` key steps at equal parts of the encoder's accumulated change; the first is step 0.
 
-        For networks whose beliefs are bounded. A bare noise prediction that is held from t to s enters the state about alpha_s /
-        alpha_t times as large, which no feature shows: keep its beliefs in the data's range (`guide.DynamicThreshold`), or put
-        more keys where noise prevails.
+        For networks whose beliefs are bounded. A bare noise prediction that is held from t to s enters the state about
+        alpha_s / alpha_t times as large, which no feature shows: keep its beliefs in the data's range (`DynamicThreshold`), or
+        put more keys where noise prevails.
 
         Raises FokkerError for more keys than steps.
         """
