@@ -16,6 +16,7 @@ measured once.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from fokker.denoiser import Denoiser
 from fokker.grids import Grid, Quadratic
 from fokker.guide.cfg import CFG
 from fokker.keyed import noise
-from fokker.loop import sample
+from fokker.loop import run, sample
 from fokker.plan import Plan
 from fokker.process import VP
 from fokker.solve import Solver
@@ -82,6 +83,30 @@ class Race:
     def budget(self, solver: Solver, nfe: int, grid: type[Grid]) -> float:
         """The median error of a solver with at most `nfe` evaluations."""
         return distance(self.run(solver.budget(nfe, self.process, grid)), self.truth)
+
+
+def stiffness(race: Race, grid: Grid) -> Tensor:
+    """The length of each step in rho = sigma / alpha times the fastest rate of the true flow there, (steps, samples).
+
+    The flow is dz / drho = eps with z = x / alpha, and the rate is the largest eigenvalue of (1 - alpha dD/dx) / rho: the
+    product is what intervals of stability bound.
+    """
+    states, fine_times = [race.x1], Quadratic(300).times(race.process)
+    cond: dict[str, Any] = dict(race.cond)
+    plan = DPMSolverPP(order=3).plan(race.process, Quadratic(300))
+    run(race.denoiser, race.x1, plan, watch=lambda _, x, belief: states.append(x), **cond)
+    times = grid.times(race.process)
+    alpha, rho = race.process.alpha(times), race.process.sigma(times) / race.process.alpha(times)
+    found = []
+    for k, t in enumerate(times[:-1]):
+        near = int((fine_times - t).abs().argmin())
+        with torch.enable_grad():
+            x = states[near].clone().requires_grad_()
+            D = race.denoiser(x, float(fine_times[near]), **race.cond)
+            rows = [torch.autograd.grad(D[:, i].sum(), x, retain_graph=True)[0] for i in range(x.shape[1])]
+        rate = 1 - alpha[k] * torch.linalg.eigvals(torch.stack(rows, 1)).real
+        found.append((1 - rho[k + 1] / rho[k]) * rate.amax(1))
+    return torch.stack(found)
 
 
 def plain(seed: int, mixture: laws.GaussianMixture | None = None) -> Race:
