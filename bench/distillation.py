@@ -137,10 +137,10 @@ def main() -> None:
     torch.set_num_threads(1)
     about = {"samples": given.samples, "batch": given.batch, "peak": given.peak, "seed": given.seed}
     about |= {"start": START, "scales": SCALES, "scale": SCALE}
-    result: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
     for kind in given.kinds.split(","):
         taught = students(kind == "guided", lesson(given.samples, given.batch, given.peak, given.seed))
         done = list(rows(kind == "guided", taught, given.seed))
+        result: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
         result[kind] = {"settings": about, **provenance(), "rows": [row for row, _ in done]}
         given.out.write_text(json.dumps(result, indent=1) + "\n")
         if given.picture and kind == "progressive":
