@@ -62,6 +62,22 @@ class Ladder(Process):
         r[-1] = 1.0
         return r, v
 
+    def strides(self, std: float, part: float = 0.6) -> tuple[float, ...]:
+        """The step of Langevin moves at each level, in units of sqrt(v_k), for data whose finest structure has deviation `std`.
+
+        d^2 is `part` of the recovery conditional's variance 1 / (1 / (r^2 (a^2 std^2 + s^2)) + 1 / v) inside a mode. Each move
+        then forgets part / 2 of where it was and ends 1 / (1 - part / 4) too wide; with part >= 1 it adds more noise than the
+        conditional has, and no energy can make such a chain fit.
+        """
+        if not std >= 0 or not 0 < part < 1:
+            raise FokkerError(f"std={std}, part={part} are not accepted; give a deviation of at least 0 and a part in (0, 1)")
+        (a, s), (r, v) = self.rungs(), self.steps()
+        precise = 1 / (r**2 * (a[:-1] ** 2 * std**2 + s[:-1] ** 2))
+        tied = 1 / v
+        # the last level's chain is not tied to the state above it
+        tied[-1] = 0.0
+        return tuple(float(d) for d in torch.sqrt(part / ((precise + tied) * v)))
+
 
 class ResidualEnergy(nn.Module):
     """f(y, k) = -|y - h(y, k)|^2 / (2 share v_k): an energy with tails, which plain networks lack and then diverge for.
@@ -94,10 +110,10 @@ class CooperativeEnergy(nn.Module):
     """A ladder of energies with an initialiser whose samples a few Langevin moves of the energy refine.
 
     energy       f(y, k, **cond) -> (batch,)
-    initialiser  g(x_{k+1}, c, **cond), the mean of the start y_0 = g + sqrt(r^2 v s_k^2 / s_{k+1}^2) z; None starts the chain
-                 at x_{k+1} itself (diffusion recovery likelihood)
+    initialiser  g(x_{k+1}, c, **cond) of the start y_0 = x_{k+1} + sqrt(v) g + sqrt(r^2 v s_k^2 / s_{k+1}^2) z; None starts the
+                 chain at x_{k+1} itself (diffusion recovery likelihood), as does g = 0
     moves        Langevin moves y += d^2 / 2 (grad f - (y - x_{k+1}) / v) + d z with d = `step` sqrt(v), one step for all
-                 levels or one for each; at the last level the quadratic term is left out
+                 levels or one for each (see `Ladder.strides`); at the last level the quadratic term is left out
     """
 
     def __init__(
@@ -132,16 +148,24 @@ class CooperativeEnergy(nn.Module):
         moves: int = 15,
         step: float | Sequence[float] = 0.4,
         spectral: bool = False,
+        share: float = 0.2,
         seed: int = 0,
     ) -> "CooperativeEnergy":
-        """Perceptrons for data of `dim` numbers; `spectral` bounds every layer of the energy's by its spectral norm."""
+        """Perceptrons for data of `dim` numbers; `spectral` bounds every layer of the energy's by its spectral norm.
+
+        The initialiser is 0 at first. `share` is that of `ResidualEnergy`.
+        """
         rungs = ladder or Ladder()
         start = MLP(dim, width=width, depth=depth, seed=seed + 1) if initialiser else None
+        if start is not None:
+            # from an arbitrary first guess energy and initialiser chase each other away from the data
+            torch.nn.init.zeros_(start.lower.weight)
+            torch.nn.init.zeros_(start.lower.bias)
         net = MLP(dim, width=width, depth=depth, seed=seed)
         if spectral:
             for layer in [*net.inner, *net.outer]:
                 torch.nn.utils.parametrizations.spectral_norm(layer)
-        return cls(ResidualEnergy(net, rungs), start, rungs, moves, step)
+        return cls(ResidualEnergy(net, rungs, share), start, rungs, moves, step)
 
     def part(self, name: str, k: Tensor, like: Tensor) -> Tensor:
         """A coefficient of levels k (batch,), for multiplying `like`."""
@@ -160,8 +184,14 @@ class CooperativeEnergy(nn.Module):
         """y_0 given x_{k+1}; z unit normal."""
         if self.initialiser is None:
             return x_next
-        mean: Tensor = self.initialiser(x_next, clock(k, self.ladder.levels), **cond)
-        return mean + self.part("spread", k, x_next) * z
+        return self.aim(x_next, k, **cond) + self.part("spread", k, x_next) * z
+
+    def aim(self, x_next: Tensor, k: Tensor, **cond: Cond) -> Tensor:
+        """The mean of y_0 given x_{k+1}."""
+        if self.initialiser is None:
+            return x_next
+        move: Tensor = self.initialiser(x_next, clock(k, self.ladder.levels), **cond)
+        return x_next + torch.sqrt(self.part("v", k, x_next)) * move
 
     def refine(self, y: Tensor, x_next: Tensor, k: Tensor, z: Tensor, **cond: Cond) -> Tensor:
         """y_K from y_0 by the energy's Langevin moves, detached; z (batch, moves, ...) unit normal."""

@@ -58,6 +58,36 @@ def test_long_chains_of_an_exact_energy_sample_the_law():
     assert (torch.cov(x.T) - LAW.cov()).abs().max() < 0.1
 
 
+@pytest.mark.parametrize("part", [0.3, 0.6])
+def test_strides_leave_a_mode_as_wide_as_they_say(part):
+    """Langevin moves on a normal energy: the stationary variance is that of the conditional over 1 - part / 4."""
+    std, n = 0.1, 4000
+    law = fk.laws.GaussianMixture([1.0], [[0.0, 0.0]], std**2)
+
+    class One(nn.Module):
+        def forward(self, y, k):
+            return law.log_prob_t(y.to(F64) / LADDER.steps()[0][k][:, None], k.to(F64) / LADDER.levels, LADDER).to(y.dtype)
+
+    model = CooperativeEnergy(One(), None, LADDER, 40, LADDER.strides(std, part))
+    a, s = LADDER.rungs()
+    r, v = LADDER.steps()
+    for level in (0, 3, 5):
+        k = torch.full((n,), level)
+        y = model.refine(torch.zeros(n, 2), torch.zeros(n, 2), k, fk.noise((n, 40, 2), seed=level))
+        tied = 0.0 if level == 5 else 1 / v[level]
+        exact = 1 / (1 / (r**2 * (a[:-1] ** 2 * std**2 + s[:-1] ** 2))[level] + tied)
+        # the variance of 2 n normal numbers has the relative deviation 1 / sqrt(n)
+        assert float(y.var(0).mean() / exact) == pytest.approx(1 / (1 - part / 4), rel=4 / math.sqrt(n))
+
+
+def test_a_new_initialiser_starts_where_there_is_none():
+    model = CooperativeEnergy.of_vectors(2, 16)
+    x, k = fk.noise((6, 2)), torch.arange(6)
+    assert torch.equal(model.aim(x, k), x)
+    start = model.begin(x, k, torch.ones(6, 2)) - x
+    assert torch.allclose(start, model.spread[:, None].expand(6, 2), atol=1e-6)
+
+
 def test_samples_belong_to_their_number():
     model = CooperativeEnergy.of_vectors(2, 16, moves=3)
     whole = model.sample((5, 2), seed=1)
@@ -120,6 +150,7 @@ def test_a_residual_energy_has_tails():
     [
         (lambda: Ladder(levels=1), "at least 2 levels"),
         (lambda: Ladder(high=-6.0), "low < high"),
+        (lambda: LADDER.strides(0.1, 1.0), "a part in"),
         (lambda: exact(moves=0), "at least 1 move"),
         (lambda: exact(step=(0.4, 0.3)), "one for each level"),
         (lambda: RecoveryLikelihood(share=-1.0), "not negative"),

@@ -4,6 +4,13 @@ Theory: the gradient of the loss is that of the recovery likelihood only if the 
 Langevin moves do not; from a start that is trained on what the chain finds they do, and the energies become log-densities. The
 same networks, moves, levels and updates with and without initialiser.
 
+Changed after a miss, every bound as it was: steps are short enough for a mode of their level (0.4 sqrt(v) had added more noise
+at level 0, d^2 = 0.0102, than the recovery conditional has there, 0.0086, so that no energy could fit), y and x_{k+1} are the
+Markov pair for which f is a log-density, f = -|y - h|^2 / (2 v) is as wide as its step, the initialiser starts at x_{k+1}, and
+the learning rate is one at which 1,500 updates suffice. At level 0 the modes lie 1.08 apart and the step's
+noise has deviation 0.25: a chain that starts in a mode stays there, and nothing tells the energy how high one mode is against
+another. The correlation inside the modes, which chains do see, is reported beside that over all of them.
+
 Null: no initialiser in either, and the energies read with the wrong sign.
 """
 
@@ -16,7 +23,7 @@ from torch import Tensor
 import fokker as fk
 from fokker.checks import Criterion, Outcome
 from fokker.data.source import Arrays
-from fokker.energy import CooperativeEnergy
+from fokker.energy import CooperativeEnergy, Ladder
 from fokker.errors import FokkerError
 from fokker.keyed import noise
 from fokker.measure import EnergyDistance
@@ -27,18 +34,20 @@ EXPECT = (
     "8 modes, 6 levels, 5 moves, 1,500 updates: energy distance of samples <= 0.5 x that without the initialiser (divergence "
     "counts as losing); correlation of f with the exact log-density, over samples of its level, >= 0.6 at level 0, >= 0.8 above"
 )
-MOVES, UPDATES, BATCH, SAMPLES = 5, 1500, 128, 2000
-LAW = fk.laws.ring()
+MOVES, UPDATES, BATCH, SAMPLES, STD = 5, 1500, 128, 2000, 0.1
+LAW = fk.laws.ring(std=STD)
 
 
 @functools.cache
 def trained(seed: int, initialiser: bool) -> CooperativeEnergy:
     """Energies of the ring's samples."""
-    model = CooperativeEnergy.of_vectors(2, 64, 2, initialiser, moves=MOVES, seed=2 * seed)
+    step = Ladder().strides(STD)
+    model = CooperativeEnergy.of_vectors(2, 64, 2, initialiser, moves=MOVES, step=step, share=1.0, seed=2 * seed)
     source = Arrays({"x": LAW.sample(20_000, seed=seed + 500).float()}, "ring", "eight modes", bounds=None)
-    rate = Rate(peak=1e-3, warmup=20 * BATCH)
+    rate = Rate(peak=3e-3, warmup=20 * BATCH)
+    likelihood = RecoveryLikelihood(shared=False)
     trainer = Trainer(
-        cast(Any, model), source, RecoveryLikelihood(), UPDATES * BATCH, BATCH, rate, seed=seed, cpu=True, quiet=True
+        cast(Any, model), source, likelihood, UPDATES * BATCH, BATCH, rate, seed=seed, cpu=True, quiet=True
     )
     trainer.run()
     with trainer.ema.swapped():
@@ -70,13 +79,26 @@ def correlations(model: CooperativeEnergy, seed: int, sign: float) -> list[float
     return found
 
 
+def inside(model: CooperativeEnergy, seed: int) -> float:
+    """The correlation at level 0 inside the modes, the mean over them."""
+    x = LAW.sample(SAMPLES, seed=seed + 200)
+    with torch.no_grad():
+        f = model.denoiser().log_density(x, 0.0).to(torch.float64)
+    both, mode = torch.stack([f, LAW.log_prob_t(x, 0.0, model.ladder)]), LAW.responsibilities(x).argmax(1)
+    return sum(float(torch.corrcoef(both[:, mode == k])[0, 1]) for k in range(LAW.components)) / LAW.components
+
+
 def check(seed: int, null: bool = False) -> Outcome:
     without = trained(seed, False)
     model = without if null else trained(seed, True)
     ours, theirs = distance(model, seed), distance(without, seed)
     alike = correlations(model, seed, -1.0 if null else 1.0)
     return Outcome(
-        measured={"energy distance": ours, **{f"correlation at level {k}": c for k, c in enumerate(alike)}},
+        measured={
+            "energy distance": ours,
+            **{f"correlation at level {k}": c for k, c in enumerate(alike)},
+            "correlation at level 0 inside modes": inside(model, seed),
+        },
         baseline={
             "energy distance without initialiser": theirs,
             **{f"correlation at level {k} without": c for k, c in enumerate(correlations(without, seed, 1.0))},

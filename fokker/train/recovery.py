@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fokker.energy import CooperativeEnergy, clock
+from fokker.energy import CooperativeEnergy
 from fokker.errors import FokkerError
 from fokker.keyed import noise
 from fokker.train.objective import Key, Objective, Tensors
@@ -16,14 +16,15 @@ RESERVED = ("x", "e", "e2", "z", "k")
 
 @dataclass(frozen=True)
 class RecoveryLikelihood(Objective):
-    """loss = w_k [f(y_K) - f(y)] / d + share |y_K - g(x_{k+1})|^2 / d at a uniform level k, d the number of coordinates.
+    """loss = w_k [f(y_K) - f(y)] / d + share |y_K - g|^2 / d at a uniform level k, d the number of coordinates.
 
     y = r x_k is data at level k, y_K the end of the Langevin chain that starts from the initialiser at x_{k+1}: the gradient
     of the first term is that of the recovery log-likelihood. y_K and y_0 are constants to both terms: nothing is differentiated
-    through the chain, and one update of both networks is the cooperative pair of updates. w_k = sqrt(v_0 / v_k).
+    through the chain, and one update of both networks is the cooperative pair of updates. w_k = sqrt(v_0 / v_k), and g is the
+    mean of y_0.
 
-    shared    y and x_{k+1} share the noise drawn for x_0 (less variance, no longer exactly the Markov pair); False draws the
-              step x_{k+1} = y + sqrt(v) e by itself
+    shared    y and x_{k+1} share the noise drawn for x_0: less variance, but of y given x_{k+1} too, so that f is not quite a
+              log-density; False draws the step x_{k+1} = y + sqrt(v) e of the Markov pair by itself
     share     of the initialiser's loss
 
     A `CooperativeEnergy` goes where the trainer has a denoiser. Reference: Zhu et al. 2023, arXiv 2309.05153, algorithm 1.
@@ -43,11 +44,8 @@ class RecoveryLikelihood(Objective):
         ids, index = key.names()
         shape = tuple(x.shape)
 
-        def fresh(i: int) -> Tensor:
-            return noise(shape, key.seed, ids, "train", index | (i + 1) << 40, x.dtype)
-
-        drawn = {"x": x, "e": fresh(0), "e2": fresh(1)}
-        drawn["z"] = torch.stack([fresh(2 + i) for i in range(model.moves + 1)], 1)
+        all_of_it = noise((shape[0], model.moves + 3, *shape[1:]), key.seed, ids, "train", index | 1 << 40, x.dtype)
+        drawn = {"x": x, "e": all_of_it[:, 0], "e2": all_of_it[:, 1], "z": all_of_it[:, 2:]}
         levels = model.ladder.levels
         drawn["k"] = (key.each(1)[:, 0] * levels).long().clamp(max=levels - 1)
         rest = {k: v for k, v in batch.items() if k not in RESERVED}
@@ -75,6 +73,5 @@ class RecoveryLikelihood(Objective):
         count = x[0].numel()
         loss: Tensor = w * (below - above) / count
         if model.initialiser is not None:
-            mean = model.initialiser(x_next, clock(k, model.ladder.levels), **cond)
-            loss = loss + self.share * (mean - found).square().flatten(1).mean(1)
+            loss = loss + self.share * (model.aim(x_next, k, **cond) - found).square().flatten(1).mean(1)
         return loss
