@@ -99,6 +99,28 @@ def test_grids_nest_or_are_refused() -> None:
     assert list(ProgressiveDistiller(start=16, steps=2).rounds()) == [8, 4, 2]
 
 
+def test_the_last_rounds_are_longer_and_each_begins_where_the_one_before_it_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int, float, float]] = []
+
+    def taught(student, objective, data, lesson) -> None:
+        first = next(student.parameters())
+        theirs = 0.0 if objective.teacher is TEACHER else float(next(objective.teacher.parameters()).flatten()[0].detach())
+        seen.append((objective.steps, lesson.samples, float(first.flatten()[0].detach()), theirs))
+        with torch.no_grad():
+            first += 1
+
+    monkeypatch.setattr("fokker.distil.progressive.taught", taught)
+    begin = learner()
+    weight = float(next(begin.parameters()).flatten()[0].detach())
+    student = ProgressiveDistiller(start=16, steps=1, longer=3.0).distil(TEACHER, begin, source(), lesson(10))
+    assert [row[:2] for row in seen] == [(8, 640), (4, 640), (2, 1920), (1, 1920)]
+    assert [row[2] - weight for row in seen] == pytest.approx([0, 1, 2, 3], abs=1e-5)
+    assert [row[3] - weight for row in seen[1:]] == pytest.approx([1, 2, 3], abs=1e-5)  # the student before is the teacher
+    assert float(next(student.parameters()).flatten()[0].detach()) - weight == pytest.approx(4, abs=1e-5)
+    with pytest.raises(FokkerError, match="longer"):
+        ProgressiveDistiller(start=16, steps=1, longer=0.0)
+
+
 def test_the_guided_target_is_the_guided_belief_at_each_sample_s_own_scale() -> None:
     loss = Guided(teacher=TEACHER, scales=(1.0, 3.0))
     batch = drawn(loss)
