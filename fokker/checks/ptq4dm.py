@@ -11,12 +11,10 @@ Null: clean images with random times, the worst choice, in the place of the meth
 from functools import cache
 
 import torch
+from torch import Tensor
 
 from fokker.checks import Criterion, Outcome
-from fokker.checks._unet import trained
-from fokker.checks.deepcache import Bench, plan_of, real, rmse
-from fokker.denoiser import Denoiser
-from fokker.guide.threshold import DynamicThreshold
+from fokker.checks._unet import PARTS, Bench, clipped, distance, plan_of, real, rmse, trained
 from fokker.quant import CalibrationSet, quantize
 
 EXPECT = (
@@ -35,57 +33,48 @@ def states(law: str, seed: int) -> CalibrationSet:
         chosen = images[torch.arange(STATES) * len(images) // STATES]
         return CalibrationSet.from_data(trained(), chosen, seed, noisy=False, label=label)
     plan = plan_of(STEPS, "ddim")
-    return CalibrationSet.from_trajectory(clipped(trained()), plan, (1, 8, 8), STATES, law, seed=seed, label=label)
+    return CalibrationSet.from_trajectory(
+        clipped(trained()), plan, (1, 8, 8), STATES, law, seed=seed, batch=64, label=label
+    )
 
 
-def clipped(denoiser: Denoiser) -> Denoiser:
-    """Beliefs within the range of pixels, as the paper's samplers keep them: a noise prediction is no belief near t = 1."""
-    return DynamicThreshold(denoiser, quantile=1e-6)
+@cache
+def samples(seed: int, law: str = "", weights: int = 8, inputs: int = 8, ends: int = 8, parts: int = PARTS) -> Tensor:
+    """Of the network with so many bits, calibrated on the states of a law; in full precision where none is given."""
+    subject = quantize(trained(), states(law, seed), weights, inputs, ends) if law else trained()
+    return Bench(seed).samples(clipped(subject), plan_of(STEPS, "ddim"), parts)
 
 
 def check(seed: int, null: bool = False) -> Outcome:
-    bench, plan = Bench(seed), plan_of(STEPS, "ddim")
-    whole = bench.samples(clipped(trained()), plan)
-    full = bench.distance(whole)
-    laws = {
-        "the method": "clean" if null else "normal",
-        "noise": "noise",
-        "data": "data",
-        "clean": "clean",
-        "uniform": "uniform",
-    }
-    error, rough = {}, {}
-    for name, law in laws.items():
-        error[name] = rmse(bench.samples(clipped(quantize(trained(), states(law, seed))), plan), whole)
-        coarse = quantize(trained(), states(law, seed), 8, 4)
-        rough[name] = bench.distance(bench.samples(clipped(coarse), plan))
-    own = states(laws["the method"], seed)
-    eight = bench.distance(bench.samples(clipped(quantize(trained(), own)), plan))
-    sixteen = rmse(bench.samples(clipped(quantize(trained(), own, 16, 16, 16)), plan), whole)
+    own, whole = "clean" if null else "normal", samples(seed)
     bounds = {"noise": (0.75, 0.85), "data": (0.3, 0.7), "clean": (0.2, 0.4)}
+    error = {law: rmse(samples(seed, law), whole) for law in (own, *bounds)}
+    rough = {law: distance(samples(seed, law, inputs=4)) for law in (own, *bounds, "uniform")}
+    full, eight = distance(whole), distance(samples(seed, own))
+    sixteen = rmse(samples(seed, own, 16, 16, 16, parts=1), whole)
     return Outcome(
         measured={
-            "error, W8A8": error["the method"],
+            "error, W8A8": error[own],
             "distance, W8A8": eight,
-            "distance, W8A4": rough["the method"],
+            "distance, W8A4": rough[own],
             "error, 16 bits": sixteen,
         },
         baseline={
             "distance, full precision": full,
-            **{f"error, W8A8, states of {k}": error[k] for k in ("noise", "data", "clean", "uniform")},
-            **{f"distance, W8A4, states of {k}": rough[k] for k in ("noise", "data", "clean", "uniform")},
+            **{f"error, W8A8, states of {law}": error[law] for law in bounds},
+            **{f"distance, W8A4, states of {law}": rough[law] for law in (*bounds, "uniform")},
         },
         criteria=[
             Criterion("distance, W8A8, over full precision", eight / full, "<=", 1.05),
             *(
-                Criterion(f"error, W8A8, over {k}", error["the method"] / error[k], "<=", b)
-                for k, (b, _) in bounds.items()
+                Criterion(f"error, W8A8, over {law}", error[own] / error[law], "<=", b)
+                for law, (b, _) in bounds.items()
             ),
             *(
-                Criterion(f"distance, W8A4, over {k}", rough["the method"] / rough[k], "<=", b)
-                for k, (_, b) in bounds.items()
+                Criterion(f"distance, W8A4, over {law}", rough[own] / rough[law], "<=", b)
+                for law, (_, b) in bounds.items()
             ),
-            Criterion("distance, W8A4, over uniform", rough["the method"] / rough["uniform"], "<=", 1.1),
+            Criterion("distance, W8A4, over uniform", rough[own] / rough["uniform"], "<=", 1.1),
             Criterion("error, 16 bits", sixteen, "<=", 1e-2),
         ],
     )

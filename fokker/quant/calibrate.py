@@ -104,13 +104,14 @@ def _visited(
     denoiser: Denoiser, x: Tensor, plan: Plan, chosen: Tensor, seed: int, ids: Any, cond: Mapping[str, Cond]
 ) -> Tensor:
     """The state of each sample at its chosen step of the run."""
-    kept, step = torch.zeros_like(x), 0
+    kept, step, last = torch.zeros_like(x), 0, int(chosen.max())
 
-    def watch(run: Run, x_t: Tensor, belief: Tensor) -> None:
+    def watch(run: Run, x_t: Tensor, belief: Tensor) -> bool:
         nonlocal step
         mine = chosen == step
         kept[mine] = x_t[mine]
         step += 1
+        return step > last
 
     run_plan(denoiser, x, plan, seed=seed, ids=list(ids), watch=watch, **cond)
     return kept
