@@ -1,6 +1,6 @@
 """Students of the zoo's digits at 1, 2 and 4 steps against their teacher at 1 to 32 steps.
 
-    python bench/distillation.py [--kinds progressive,guided] [--samples 19200] [--seed 0]
+    python bench/distillation.py [--kinds progressive,guided] [--start 32] [--samples 19200] [--seed 0]
                                  [--out bench/results/distillation.json] [--picture docs/distillation-digits.png]
 
 The progressive student halves 32 steps to 1 and is judged where it passes 4, 2 and 1; the guided one learns the teacher's two
@@ -38,7 +38,7 @@ from fokker.distil.progressive import ProgressiveDistiller
 from fokker.measure import ClassAccuracy, Frechet
 from fokker.train import Average, Rate
 
-START, STUDENTS = 32, (4, 2, 1)
+STUDENTS = (4, 2, 1)
 TEACHERS = {"ddim": (1, 2, 4, 8, 16, 32), "dpmpp-2m": (4, 8)}
 SCALES, SCALE = (1.0, 3.0), 2.0
 Taught = dict[int, tuple[NetworkDenoiser, float]]
@@ -50,14 +50,14 @@ def lesson(samples: int, batch: int, peak: float, seed: int) -> Lesson:
     return Lesson(samples, batch, rate, average=Average(width=0.05), seed=seed, conditions=("label",), cpu=True)
 
 
-def students(guided: bool, plan: Lesson) -> Taught:
+def students(guided: bool, plan: Lesson, start: int) -> Taught:
     """The student after each round that is judged, and the processor time until then."""
     teacher: NetworkDenoiser = fk.load("digits").denoiser
     source, begin = open_data("toy:digits"), time.process_time()
     scales = SCALES if guided else None
     if scales:
         teacher = GuidedDistiller(scales, times="lognormal").distil(teacher, teacher, source, plan)
-    rounds = ProgressiveDistiller(START, min(STUDENTS), grid="karras", scales=scales)
+    rounds = ProgressiveDistiller(start, min(STUDENTS), grid="karras", scales=scales)
     found: Taught = {}
     for steps, student in rounds.each(teacher, teacher, source, plan):
         if steps in STUDENTS:
@@ -127,6 +127,7 @@ def picture(found: dict[tuple[str, str, int], Tensor], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--samples", type=int, default=19_200)
+    parser.add_argument("--start", type=int, default=32)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--peak", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -136,9 +137,10 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     about = {"samples": given.samples, "batch": given.batch, "peak": given.peak, "seed": given.seed}
-    about |= {"start": START, "scales": SCALES, "scale": SCALE}
+    about |= {"start": given.start, "scales": SCALES, "scale": SCALE}
     for kind in given.kinds.split(","):
-        taught = students(kind == "guided", lesson(given.samples, given.batch, given.peak, given.seed))
+        plan = lesson(given.samples, given.batch, given.peak, given.seed)
+        taught = students(kind == "guided", plan, given.start)
         done = list(rows(kind == "guided", taught, given.seed))
         result: dict[str, Any] = json.loads(given.out.read_text()) if given.out.exists() else {}
         result[kind] = {"settings": about, **provenance(), "rows": [row for row, _ in done]}
