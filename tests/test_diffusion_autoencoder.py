@@ -234,8 +234,9 @@ def test_items_go_beside_their_latents(digits: Arrays) -> None:
 def test_the_weight_is_that_of_its_formula() -> None:
     logsnr = torch.linspace(-6, 6, 13, dtype=torch.float64)
     snr = logsnr.exp()
-    assert torch.allclose(weight("snr-gamma", logsnr), snr * snr**0.1 / (1 + snr))
-    assert torch.allclose(weight("snr-gamma", logsnr, parameter=0.5), snr * snr**0.5 / (1 + snr))
+    # with data of unit variance, for which 1 / c_out^2 = 1 + snr on a variance-preserving process, it is snr^gamma
+    assert torch.allclose(weight("snr-gamma", logsnr), snr**0.1)
+    assert torch.allclose(weight("snr-gamma", logsnr, 0.5, 0.3), weight("edm", logsnr, 0.5) * snr**0.3 / (1 + snr))
     assert Denoising(weight="snr-gamma", gamma=0.3).gamma == 0.3
 
 

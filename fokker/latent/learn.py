@@ -54,9 +54,10 @@ def learn(
 ) -> DiffusionAutoencoder:
     """Train encoder and denoiser (of a gradient estimator: its branch) on a source, keep the average, measure the codes.
 
-    The objective is Denoising(weight="snr-gamma", times="uniform") unless given, the weight of the paper. With `in_memory`
-    items are encoded by the inner codec once; with `out` the run has checkpoints and resumes. The encoder begins with codes of
-    unit variance over the data, whatever it knew before. Returns `auto`.
+    The objective is Denoising(weight="snr-gamma", times="uniform") unless given: the paper's weight SNR^0.1 / (1 + SNR) on the
+    error of what the branch itself puts out, there a score, here the preconditioned shift of a belief. With `in_memory` items
+    are encoded by the inner codec once; with `out` the run has checkpoints and resumes. The encoder begins with codes of unit
+    variance over the data, whatever it knew before. Returns `auto`.
     """
     pairs = Encoded(source, auto.inner, beside="data")
     denoiser = Learning(auto)

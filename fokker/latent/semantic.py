@@ -14,11 +14,12 @@ from fokker.net.layers import Attention, Norm, conv, fold, position_features, se
 
 
 class SemanticEncoder(nn.Module):
-    """e = W silu(V backbone(data)): data (batch, channels, *space) of the given `size` to e (batch, code).
+    """e = W silu(V backbone(data)) + U data: data (batch, channels, *space) of the given `size` to e (batch, code).
 
     The backbone is convolutional, `width` channels times `mults` per level with `blocks` residual blocks each, on patches of
     `patch` pixels. With `slices` a volume goes through one of two dimensions, slice by slice; the vectors of the slices, with
-    their places added, are read by `queries` learned queries of attention, whose answers stand in the place of V's.
+    their places added, are read by `queries` learned queries of attention, whose answers stand in the place of V's. The linear
+    map U, left out with `linear=False`, is what the code begins with: untrained backbones tell items apart by little.
 
     Reference: Preechakul et al. 2022, arXiv 2111.15640; for volumes Lozupone et al. 2025, arXiv 2504.08635.
     """
@@ -35,6 +36,7 @@ class SemanticEncoder(nn.Module):
         queries: int = 4,
         heads: int = 4,
         slices: bool = False,
+        linear: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -42,6 +44,7 @@ class SemanticEncoder(nn.Module):
         self.options = {
             "size": list(size), "channels": channels, "code": code, "width": width, "mults": list(mults), "blocks": blocks,
             "patch": patch, "queries": queries, "heads": heads, "slices": slices,
+            "linear": linear,
         }  # fmt: skip
         least = min(channels, code, width, patch, queries, heads, *mults, blocks + 1)
         if len(size) not in (1, 2, 3) or not mults or least < 1:
@@ -62,10 +65,12 @@ class SemanticEncoder(nn.Module):
                 inner += [Resize(dim, widths[k - 1], c, up=False)] if k else []
                 inner += [Residual(dim, c) for _ in range(blocks)]
             self.backbone = nn.Sequential(*inner, Norm(widths[-1]), nn.SiLU())
-            self.gather = nn.Linear(widths[-1] * math.prod(n // factor for n in seen), widths[-1])
-            self.queries = nn.Parameter(nn.init.normal_(torch.empty(queries, widths[-1]), std=0.3)) if slices else None
-            self.attention = Attention(widths[-1], heads, widths[-1], zero=False) if slices else None
-            self.lower = nn.Linear(widths[-1] * (queries if slices else 1), code)
+            wide = 4 * widths[-1]
+            self.gather = nn.Linear(widths[-1] * math.prod(n // factor for n in seen), wide)
+            self.queries = nn.Parameter(nn.init.normal_(torch.empty(queries, wide), std=0.3)) if slices else None
+            self.attention = Attention(wide, heads, wide, zero=False) if slices else None
+            self.lower = nn.Linear(wide * (queries if slices else 1), code)
+            self.linear = nn.Linear(channels * math.prod(size), code, bias=False) if linear else None
 
     @property
     def config(self) -> dict[str, Any]:
@@ -75,11 +80,13 @@ class SemanticEncoder(nn.Module):
     def spread(self, data: Tensor) -> None:
         """Rescale the last layer so that the codes of these items have mean 0 and variance 1, number by number.
 
-        Untrained codes hardly differ between items, and what is told them would not learn to listen.
+        What is told codes that hardly differ would not learn to listen.
         """
         codes = self(data)
         std = codes.std(0).clamp_min(1e-6)
         self.lower.weight.div_(std[:, None])
+        if self.linear is not None:
+            self.linear.weight.div_(std[:, None])
         self.lower.bias.sub_(codes.mean(0)).div_(std)
 
     def forward(self, data: Tensor) -> Tensor:
@@ -92,4 +99,5 @@ class SemanticEncoder(nn.Module):
             h = h.unflatten(0, (len(data), -1))
             h = h + position_features(self.size[:1], h.shape[2], h.device).to(h.dtype)
             h = self.attention(self.queries.expand(len(data), -1, -1), h).flatten(1)
-        return self.lower(F.silu(h))  # type: ignore[no-any-return]
+        e: Tensor = self.lower(F.silu(h))
+        return e if self.linear is None else e + self.linear(data.flatten(1))

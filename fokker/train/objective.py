@@ -93,7 +93,7 @@ def _min_snr(logsnr: Tensor, sd: float, gamma: float) -> Tensor:
 
 
 def _snr_gamma(logsnr: Tensor, sd: float, gamma: float) -> Tensor:
-    return torch.exp(gamma * logsnr) * torch.sigmoid(logsnr)
+    return torch.exp(gamma * logsnr) * torch.sigmoid(-logsnr) * (torch.exp(logsnr) + sd**-2)
 
 
 def _truncated_snr(logsnr: Tensor, sd: float, _: float) -> Tensor:
@@ -115,7 +115,7 @@ WEIGHTS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
     "v": _v,  # uniform on the v error of a variance-preserving process
     "flow": _flow,  # uniform on the velocity error of the straight path
     "min-snr": _min_snr,  # min(snr, gamma)
-    "snr-gamma": _snr_gamma,  # on the noise error snr^gamma / (1 + snr): neither end counts, where a code has nothing to add
+    "snr-gamma": _snr_gamma,  # edm times snr^gamma / (1 + snr): little where there is little noise, and a code adds nothing
     "truncated-snr": _truncated_snr,  # max(snr, 1): the noisiest levels count too (Salimans & Ho 2022)
     "sigmoid": _sigmoid,  # its smooth relative, snr sigmoid(bias - logsnr)
     "x0": _x0,
@@ -128,7 +128,7 @@ def weight(name: str, logsnr: Tensor, sigma_data: float = 1.0, parameter: float 
     """w(logsnr), the weight on |x_0 - D|^2; `parameter` is gamma of "min-snr" (5) and "snr-gamma" (0.1), bias of "sigmoid" (2).
 
     edm snr + 1/sd^2 · eps snr · v 1 + snr · flow (1 + sqrt(snr))^2 · min-snr min(snr, gamma) · truncated-snr max(snr, 1) ·
-    snr-gamma snr^(1 + gamma) / (1 + snr) · sigmoid snr s(bias - logsnr) · x0 1. Raises FokkerError for another name.
+    snr-gamma (snr + 1/sd^2) snr^gamma / (1 + snr) · sigmoid snr s(bias - logsnr) · x0 1. Raises FokkerError for another name.
 
     Reference: Hang et al. 2023, arXiv 2303.09556 (min-snr); Salimans & Ho 2022, arXiv 2202.00512 (truncated-snr); Kingma &
     Gao 2023, arXiv 2303.00848 (weights in log-SNR, sigmoid); Karras et al. 2022, arXiv 2206.00364 (edm); Zhang, Zhao, Lin 2022,
