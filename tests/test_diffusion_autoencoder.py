@@ -123,6 +123,14 @@ def test_the_branch_shifts_the_score_by_what_it_says() -> None:
     assert torch.allclose(moved, alpha / sigma**2 * (sigma * 0.6 / s) * branch, atol=1e-4)
 
 
+def test_a_code_is_guided_like_any_condition() -> None:
+    d = auto().denoiser
+    x, e = fk.noise((3, 1, 8, 8)), fk.noise((3, CODE), seed=1)
+    with torch.no_grad():
+        wanted = d(x, 0.5) + 2.0 * (d(x, 0.5, code=e) - d(x, 0.5))
+        assert torch.allclose(fk.guide.CFG(d, 2.0)(x, 0.5, code=e), wanted, atol=1e-4)
+
+
 def test_both_codes_lead_back_and_more_steps_lead_nearer(digits: Arrays) -> None:
     x = digits.x[:4]
     errors = [float((auto(steps=n).reconstruct(x) - x).square().mean().sqrt()) for n in (20, 80)]

@@ -80,9 +80,14 @@ def similarity(volumes: Tensor, truth: Tensor) -> float:
     return SSIM()(volumes.transpose(1, 2).flatten(0, 1), truth.transpose(1, 2).flatten(0, 1)).value
 
 
-@torch.no_grad()
 def check(seed: int, null: bool = False) -> Outcome:
     auto, known = trained(seed)
+    with torch.no_grad():
+        return judged(auto, known, seed, null)
+
+
+def judged(auto: DiffusionAutoencoder, known: dict[str, Tensor], seed: int, null: bool) -> Outcome:
+    """The outcome of a trained diffusion autoencoder on new scans; with `null` every item has another's code."""
     new = scans(NEW, seed, "test").all()
     codes, own = auto.encode(known["x"]), auto.encode(new["x"])
     told = own.roll(1, 0) if null else own
