@@ -5,7 +5,7 @@ Langevin moves do not; from a start that is trained on what the chain finds they
 same networks, moves, levels and updates with and without initialiser.
 
 Changed after a miss, every bound as it was: steps are short enough for a mode of their level (0.4 sqrt(v) had added more noise
-at level 0, d^2 = 0.0102, than the recovery conditional has there, 0.0086, so that no energy could fit), y and x_{k+1} are the
+at level 0, d^2 = 0.0102, than the recovery conditional has there, 0.0082, so that no energy could fit), y and x_{k+1} are the
 Markov pair for which f is a log-density, f = -|y - h|^2 / (2 v) is as wide as its step, the initialiser starts at x_{k+1}, and
 the learning rate is one at which 1,500 updates suffice. At level 0 the modes lie 1.08 apart and the step's
 noise has deviation 0.25: a chain that starts in a mode stays there, and nothing tells the energy how high one mode is against
