@@ -6,6 +6,9 @@ checks' U-Net of digits, 50 steps of ancestral sampling, 300 samples, all runs f
 distance of pixels to the training digits. Refresh 3 is judged on the paper's non-uniform schedule, whose centre and power were
 chosen on another model and other noises; the uniform schedule stands beside it.
 
+Confirmed on seeds 10 to 12, which nobody had looked at when the schedule was chosen: 0.99 to 1.00 x equal cost and 1.06 to 1.10
+x 50 steps; the uniform schedule 1.01 to 1.03 and 1.08 to 1.15.
+
 Null: the output is kept instead of the features, which is a sampler with fewer beliefs.
 """
 
@@ -48,9 +51,9 @@ def check(seed: int, null: bool = False) -> Outcome:
     errors = {n: rmse(x, whole) for n, x in runs.items()}
     one = cost(None, 1, 1)
     shallow = (cost(DeepCache, STEPS) - one) / (STEPS - 1) / one
-    calls = {n: cost(kind, n) / one for n in runs}
-    due = {n: -(-STEPS // n) for n in runs}
-    predicted = {n: due[n] + (STEPS - due[n]) * shallow for n in runs}
+    calls = {n: cost(kind, n) / one for n in (2, 3, 5)}
+    due = {n: -(-STEPS // n) for n in calls}
+    predicted = {n: due[n] + (STEPS - due[n]) * shallow for n in calls}
     equal = round(calls[3])
     short, best = distance(uncached(seed, equal)), distance(whole)
     cached, even = distance(chosen), distance(runs[3])
@@ -69,7 +72,7 @@ def check(seed: int, null: bool = False) -> Outcome:
             exactly("refresh 1 gives the same bits", torch.equal(runs[1], whole[: len(runs[1])])),
             *(
                 Criterion(f"cost against the schedule, refresh {n}", abs(calls[n] / predicted[n] - 1), "<=", 0.01)
-                for n in (2, 3, 5)
+                for n in calls
             ),
             exactly("the error grows with the interval", grows),
             Criterion("distance over uncached of equal cost", cached / short, "<=", 1.1),
