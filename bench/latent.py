@@ -113,7 +113,7 @@ def right_colour(images: Tensor, asked: list[str]) -> float:
 
 
 @torch.no_grad()
-def measure(_: int | None, n: int = 1000) -> None:
+def measure(_: int | None, n: int = 512) -> None:
     from fokker.checks.latent_diffusion import judge
 
     models = {name: fk.load(RUNS / f"sprites-{name}.safetensors") for name in ("latent", "pixel")}
@@ -136,7 +136,7 @@ def measure(_: int | None, n: int = 1000) -> None:
         for calls in (8, 18):
             parts = [
                 fk.sample(model.denoiser, fk.noise((len(i), *model.x_shape), ids=i), steps=calls, tokens=first["tokens"][i])
-                for i in torch.arange(n).split(250)
+                for i in torch.arange(n).split(256)
             ]
             made = model.codec.decode(torch.cat(parts))
             out["Frechet distance"][f"{name}, {calls} calls"] = distance(made, first["x"]).value
