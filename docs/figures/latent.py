@@ -69,7 +69,6 @@ def sprites() -> None:
     draw(rows, "latent.png", 8, CAPTIONS)
 
 
-@torch.no_grad()
 def phantoms() -> None:
     from fokker.checks.latent_diffusion_autoencoder import SIZE, trained
     from fokker.data.draws import Draw, split_ids
@@ -78,6 +77,7 @@ def phantoms() -> None:
 
     torch.set_num_threads(1)
     auto, known = trained(0)
+    torch.set_grad_enabled(False)
     parts = anatomy(Draw("volume-phantom", 1000, split_ids(8, "test")))
 
     def painted(parts: dict[str, Any]) -> Tensor:
