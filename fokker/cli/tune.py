@@ -37,7 +37,9 @@ def tune(
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Steps of a descent, or generations.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     end: Annotated[float | None, typer.Option(min=0, max=1, help="Time to end at; 0 goes to x_0.")] = None,
-    seconds: Annotated[float, typer.Option(min=1, help="For everything; -n and --steps follow unless given.")] = 40.0,
+    seconds: Annotated[
+        float | None, typer.Option(min=1, help="For everything, 40 of a law and 150 of a model; -n and --steps follow.")
+    ] = None,
     device: Annotated[str, typer.Option(help="Of a model: auto, cpu or cuda.")] = "auto",
     out: Annotated[Path, typer.Option(help="Write the plan here as JSON.")] = Path("plan.json"),
     json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,

@@ -30,6 +30,7 @@ METHODS = ("descent", "evolution")
 STEPS, FINISHED = 24, 2  # Gauss-Newton steps of a descent at most, and how many descents are finished
 MOST, LEAST = 32768, 32  # noises
 ENOUGH, SCREENED = 512, 4  # from so many noises on, so many times as many are screened for those that are hard
+EQUATIONS = 2**15
 POINTS, TRACED = 60, 128  # noise levels and trajectories for a model's statistics
 
 clock = time.perf_counter
@@ -93,7 +94,7 @@ def tune(
     n: int | None = None,
     steps: int | None = None,
     end: float | None = None,
-    seconds: float = 40.0,
+    seconds: float | None = None,
     method: str = "descent",
     progress: Callable[[int, int], None] | None = None,
     **cond: Any,
@@ -110,7 +111,7 @@ def tune(
              times, start, time shifts, and solver, order, prediction, estimator and corrector of each step
     n, steps noises, and Gauss-Newton steps of a descent that is finished (generations of 40 candidates); None takes what fits
              into the time, and `plan.config` says what that was
-    seconds  for everything, the flow that the plan is compared with included
+    seconds  for everything, the flow that the plan is compared with included; None is 40 for a law and 150 for a network
     end      the time to end at; None is the process's own, 0 goes to x_0
     progress is called with (done, all)
     cond     conditions for the denoiser, one row a sample; they go round where there are fewer than noises
@@ -128,6 +129,8 @@ def tune(
         raise FokkerError("tune the plain process: an anchored one with the same alpha and sigma runs the same plan")
     if method not in METHODS:
         raise unknown("method", method, METHODS)
+    if seconds is None:
+        seconds = 40.0 if isinstance(denoiser, LawDenoiser) else 150.0
     if nfe < 1 or (n is not None and n < 12) or (steps is not None and steps < 1) or not seconds > 0:
         raise FokkerError(
             f"nfe={nfe}, n={n}, steps={steps}, seconds={seconds} are not accepted; give 1 evaluation, 12 samples and 1 step"
@@ -136,7 +139,9 @@ def tune(
     budget = Budget.of(denoiser, shape, seconds, begun, cond)
     if n is None:
         # a quarter of the time for the flow at 100 evaluations a noise, and a tenth for screening
-        n = int(max(LEAST, min(MOST, budget.evaluations / 500))) // 16 * 16
+        afford = max(LEAST, budget.evaluations / 800)
+        # a picture is thousands of equations: what more of them would take is better spent on the search
+        n = int(min(MOST, afford if isinstance(denoiser, LawDenoiser) else (LEAST * afford) ** 0.5)) // 16 * 16
     source = Source(denoiser, tuple(shape), seed, end, cond)
     base = n // 4 if n >= ENOUGH and (metric is None or metric == "rms") else n
     first = source.pool(torch.arange(base))
@@ -229,13 +234,13 @@ def _trained(pool: Pool, metric: str | Callable[[Tensor], float] | None) -> Call
 def _fixed(train: Pool, nfe: int, end: float | None) -> list[tuple[str, Plan]]:
     """Every deterministic solver x grid that keeps the budget, best first: all on few samples, the better ones on more."""
     entries: dict[str, tuple[float, str, Plan]] = {}
-    few, more = train.part(slice(0, max(4, min(256, len(train) // 8)))), train.part(slice(0, 1024))
+    few, more = train.part(slice(0, max(2, min(256, len(train) // 8)))), train.part(slice(0, 1024))
     for name, grid, _, plan in arena.combinations(train.denoiser.process, [nfe], None, None, end):
         if isinstance(plan, str) or not 1 <= plan.nfe <= nfe or plan.stochastic:
             continue
         error = few.rms(plan)
         entries.setdefault(f"{error:.9g}", (error, f"{name} on {grid}", plan))  # one of those that are one under two names
-    ranked = sorted(entries.values(), key=lambda e: e[0])[: 24 if len(train) >= 128 else 8]
+    ranked = sorted(entries.values(), key=lambda e: e[0])[: 24 if len(train) >= 128 else 10]
     return [(name, plan) for _, name, plan in sorted(ranked, key=lambda e: more.rms(e[2]))]
 
 
@@ -280,7 +285,7 @@ def _starts(train: Pool, source: Source, fixed: list[tuple[str, Plan]], nfe: int
         part = train.part(slice(0, many))
         return fit(train.denoiser, paths.part(many), times, part.start, part.truth, end, name, **part.cond)
 
-    few, found = min(kept, max(8, len(train) // 16)), []
+    few, found = min(kept, max(4, len(train) // 16)), []
     for name, times in timings(process, nfe, 0 if end is None else end):
         try:
             found.append((fitted(times, few, name)[1], name, times))
@@ -312,7 +317,8 @@ def _search(
     """
     for table in starts:
         field.add(table.name, table.plan())
-    nfe, batch = len(starts[0]), max(8, min(512, len(train) // 2))
+    # derivatives are taken on some samples, of which each is as many equations as it has numbers
+    nfe, batch = len(starts[0]), max(8, min(512, len(train) // 2, EQUATIONS // train.start[0].numel()))
     each = descent.cost(nfe, len(train), batch) / budget.rate
     given, late, total = steps is not None, False, 0
     if steps is None:
