@@ -140,8 +140,10 @@ def tune(
     if n is None:
         # a quarter of the time for the flow at 100 evaluations a noise, and a tenth for screening
         afford = max(LEAST, budget.evaluations / 800)
-        # a picture is thousands of equations: what more of them would take is better spent on the search
-        n = int(min(MOST, afford if isinstance(denoiser, LawDenoiser) else (LEAST * afford) ** 0.5)) // 16 * 16
+        if not isinstance(denoiser, LawDenoiser):
+            # a picture is thousands of equations: what more of them would take is better spent on the search
+            afford = min(afford, (8 * LEAST * afford) ** 0.5)
+        n = int(min(MOST, afford)) // 16 * 16
     source = Source(denoiser, tuple(shape), seed, end, cond)
     base = n // 4 if n >= ENOUGH and (metric is None or metric == "rms") else n
     first = source.pool(torch.arange(base))
@@ -325,7 +327,7 @@ def _search(
         steps = next((s for s in range(STEPS, 1, -1) if sum(_planned(s)) * each < 0.85 * budget.left), 1)
     begun, early = max(1, min(5, steps // 2)), max(2, steps // 2)
     total = sum(_planned(steps))
-    half, done = train.part(slice(0, max(8, len(train) // 2))), 0
+    half, done = train.part(slice(0, len(train) // (2 if len(train) >= 128 else 1))), 0
     late = not given and steps < STEPS
     starts = starts[:begun]
     for pool, many, power in ((half, early, (1.3, 1.7)), (train, steps, (1.6, 2.0))):
