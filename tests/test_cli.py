@@ -487,12 +487,17 @@ def test_a_picture_says_how_it_was_made_and_is_made_again(sampled: Path) -> None
     assert not any(word in json.dumps(record) for word in (str(sampled.parent), os.uname().nodename))
 
 
-def test_a_name_with_seed_in_braces_makes_one_picture_a_seed(sampled: Path) -> None:
+def test_a_name_with_seed_in_braces_makes_one_picture_a_seed(sampled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fokker.model import Model
+
+    decode, sizes = Model.decode, []
+    monkeypatch.setattr(Model, "decode", lambda self, x: sizes.append(len(x)) or decode(self, x))
     line = "sample --model tiny.safetensors --label 0..9 -n 12 --steps 3 --seed 4,7 --guidance cfg:2 --out one-{seed}.png"
     assert call(*line.split())[0] == 0
     alone = line.replace("4,7", "7").replace("{seed}", "alone")
     assert call(*alone.split())[0] == 0
     assert Path("one-7.png").read_bytes() == Path("one-alone.png").read_bytes() != Path("one-4.png").read_bytes()
+    assert sizes == [12, 12, 12], "an autoencoder rounds by its batch, which other seeds must not change"
     assert "identical" in call("rerun", "one-4.png")[1]
 
 

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import typer
 
 from fokker.cli import choose, job, picture, provenance, restore, spec
@@ -116,7 +117,10 @@ def _make(wanted: "Job", out: Path) -> "tuple[list[tuple[Path, str]], Done, floa
         done = job.run(wanted, lambda made, total: bar.update(made, total))
     if not done.main:
         raise typer.Exit  # the first process writes for all
-    shown = done.model.decode(done.x0) if out.suffix.lower() == ".png" else None
+    shown = None
+    if out.suffix.lower() == ".png":
+        # seed by seed, so that a seed's picture does not depend on which others there are
+        shown = np.concatenate([done.model.decode(part) for part in done.x0.split(wanted.n)])
     ran = dataclasses.replace(done.job, slim=done.model.slim)
     written = []
     for path, seeds, rows in _files(out, ran):
