@@ -54,15 +54,9 @@ def _fit(call: Callable[[], object], device: torch.device) -> float:
 
 
 def _laid_out(call: Callable[[], object]) -> int:
-    """The bytes that tensors of the call take at its peak. Nothing is computed where the call looks at no tensor's value."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True), _Live() as live:
-            call()
-    except (RuntimeError, TypeError, NotImplementedError):
-        with _Live() as live:
-            call()
+    """The bytes that tensors of the call take at its peak."""
+    with _Live() as live:
+        call()
     return int(live.peak)
 
 

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 import fokker as fk
 from fokker import batches
@@ -75,31 +74,29 @@ class Layers(nn.Sequential):
 
     def __init__(self):
         super().__init__(nn.Conv2d(1, 8, 1), nn.ReLU(), nn.Conv2d(8, 1, 1))
-        self.computed = 0
-
-    def forward(self, x):
-        self.computed += not isinstance(x + 0, FakeTensor)
-        return super().forward(x)
 
 
-def test_the_size_follows_from_what_is_held_at_once_and_costs_no_computation(monkeypatch):
+def test_the_size_follows_from_what_is_held_at_once(monkeypatch):
     net, x = Layers(), torch.zeros(1, 1, 64, 64)
     monkeypatch.setattr(batches, "free", lambda device: 50 * net.HELD)
-    assert 23 <= batches.size(lambda: net(x)) <= 25
+    assert batches.size(lambda: net(x)) == 25
     assert batches.size(lambda: net(x), most=7) == 7
-    assert net.computed == 0
     monkeypatch.setattr(batches, "free", lambda device: 10)
     assert batches.size(lambda: net(x)) == 1
 
 
-def test_a_call_that_looks_at_numbers_is_measured_by_running_it(monkeypatch):
-    net, x = Layers(), torch.zeros(1, 1, 64, 64)
-    monkeypatch.setattr(batches, "free", lambda device: 50 * net.HELD)
-    assert 23 <= batches.size(lambda: net(x) if float(x.sum()) == 0.0 else None) <= 25
-    assert net.computed == 1
+def test_what_a_call_remembers_is_real(monkeypatch):
+    """A model may keep what it made in the first call, as an empty prompt: measuring must not leave anything else there."""
+    kept = []
+
+    def call():
+        kept.append(kept[0] if kept else torch.ones(3) + 1)
+
+    batches.size(call)
+    assert type(kept[0]) is torch.Tensor and kept[0].tolist() == [2, 2, 2]
 
 
-def test_what_does_not_fit_is_made_smaller_before_it_runs(monkeypatch):
+def test_what_does_not_fit_is_made_smaller(monkeypatch):
     """One sample takes more than there is until it goes in tiles: nobody waits for the memory to run out."""
     net, x, ways = Layers(), torch.zeros(1, 1, 640, 64), []
 
@@ -108,7 +105,6 @@ def test_what_does_not_fit_is_made_smaller_before_it_runs(monkeypatch):
 
     monkeypatch.setattr(batches, "free", lambda device: 10 * net.HELD)
     assert 1 <= batches.size(call, smaller=lambda: not ways and not ways.append("tiles")) <= 5 and ways == ["tiles"]
-    assert net.computed == 0
 
 
 def test_free_memory_is_that_of_a_machine():
