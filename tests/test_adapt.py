@@ -1,5 +1,6 @@
 """Pipelines of diffusers, tiny and random, give through fokker what they give by themselves; refusals are one sentence."""
 
+import dataclasses
 import functools
 import inspect
 import json
@@ -20,6 +21,7 @@ from fokker import model as models
 from fokker.adapt import Pretrained
 from fokker.adapt.folder import quiet
 from fokker.adapt.schedule import read_schedule
+from fokker.cli import job
 from fokker.errors import FokkerError
 from fokker.probing import probe
 from fokker.process import TableVP
@@ -120,6 +122,21 @@ def test_a_folder_is_the_pipeline(kind: str, tmp_path: Path) -> None:
     assert torch.equal(loaded.codec.decode(x), given.codec.decode(x))
     assert loaded.model.shape == given.model.shape and loaded.process.config == given.process.config
     assert loaded.model.decode(x).shape == (2, *given.model.shape[1:], 3)
+
+
+@pytest.mark.parametrize("kind", ["sdxl", "sd3", "flux"])
+def test_a_job_on_a_folder_is_itself_again(kind: str, tmp_path: Path) -> None:
+    """From how much fits into memory to the batch that the record names, nothing of the first run changes the second."""
+    with quiet():
+        make(kind).save_pretrained(tmp_path / kind)
+    size = (16, 16) if kind == "flux" else None
+    wrap = () if kind == "flux" else ("cfg:3",)
+    asked = job.Job(str(tmp_path / kind), seeds=(0, 1), steps=2, guidance=wrap, conditions={"prompt": "red cat"}, size=size)
+    first = job.run(asked)
+    assert first.job.batch == 1 and float(first.x0.std()) > 0.1
+    assert torch.equal(job.run(first.job).x0, first.x0)
+    alone = job.run(dataclasses.replace(first.job, seeds=(1,)))
+    assert torch.equal(alone.x0, first.x0[1:]) and (alone.model.decode(alone.x0) == first.model.decode(first.x0[1:])).all()
 
 
 def test_the_usage_that_is_promised(tmp_path: Path) -> None:
