@@ -326,7 +326,8 @@ def _both(ids: Sequence[str], seeds: Sequence[int], jobs: int) -> Iterator[tuple
                 "a process that ran checks was killed, most likely for want of memory; run fewer at once (--jobs 1)"
             ) from None
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for done in waiting:
+                done.cancel()
 
 
 def _share(threads: int) -> None:
