@@ -4,16 +4,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from fokker.codec import Identity
-from fokker.data.source import Arrays, Condition, Source
+from fokker.data.source import Condition, Source
 from fokker.denoiser import Denoiser
 from fokker.distil.consistency import ConsistencyDistiller
 from fokker.distil.guided import GuidedDistiller
 from fokker.distil.lesson import Distiller, Lesson
 from fokker.distil.progressive import ProgressiveDistiller
 from fokker.errors import FokkerError, unknown
+from fokker.latent.encoded import Encoded
 from fokker.model import Model
 
 Chain = Sequence[ProgressiveDistiller | GuidedDistiller | ConsistencyDistiller]
@@ -33,7 +32,7 @@ def student_of(model: Model, chain: Chain, source: Source, lesson: Lesson) -> Mo
     if tuple(source.shape) != tuple(model.shape):
         raise FokkerError(f"the data are of shape {tuple(source.shape)} and the model's of {tuple(model.shape)}; give its own")
     lesson = replace(lesson, conditions=tuple(model.conditions))
-    source = source if isinstance(model.codec, Identity) else _encoded(model, source)
+    source = source if isinstance(model.codec, Identity) else Encoded(source, model.codec).in_memory()
     teacher: Denoiser = model.denoiser
     student = model.denoiser
     for distiller in chain:
@@ -49,13 +48,3 @@ def student_of(model: Model, chain: Chain, source: Source, lesson: Lesson) -> Mo
 def _said(distiller: Distiller) -> dict[str, Any]:
     options = {k: v if isinstance(v, int | float | str | tuple | None) else str(v) for k, v in vars(distiller).items()}
     return {"distiller": type(distiller).__name__, **options}
-
-
-@torch.no_grad()
-def _encoded(model: Model, source: Source) -> Source:
-    """The data in the codec's space, in memory."""
-    everything = source.all()
-    device = next(model.denoiser.parameters()).device
-    parts = [model.codec.encode(x.to(device)).cpu() for x in everything["x"].split(64)]
-    names = {k: c.names for k, c in source.conditions.items()}
-    return Arrays({**everything, "x": torch.cat(parts)}, source.name, classes=source.classes, names=names, bounds=None)

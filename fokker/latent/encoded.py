@@ -36,6 +36,7 @@ class Encoded(Source):
         self.name, self.about, self.bounds = f"{source.name}, encoded", source.about, None
         self.classes, self.vocabulary, self.texts = source.classes, source.vocabulary, source.texts
         self.skipped, self.conditions, self.beside = source.skipped, dict(source.conditions), beside
+        self.shards = source.shards
         if beside is not None:
             if beside == "x" or beside in source.conditions:
                 raise FokkerError(f"the data have {beside!r} already; give beside= another name")
