@@ -9,7 +9,11 @@ Why the edit misses its bound: guided sampling retraces the inversion where D(n)
 D(n) = D(c), so what is fitted leans to the source condition c itself (Miyake et al. 2023, arXiv 2305.16807, use c outright).
 The target is then driven w times the way from the source to the target class, where direct inversion drives it w times the
 way from the mean of all classes, which is shorter. How far either edit ends past its ideal, along the way from the sample to
-it, is measured beside.
+it, and the median distances, which no few samples decide that land on another mode, are measured beside.
+
+What it is not (seeds 10 to 17): chance, for with 512 samples the ratio is 0.98 to 2.19 and that of the medians 1.45 to 1.99;
+the thresholds, which taken times the data's variance give 0.82 to 2.05 and 1.43 to 1.88; the fit, for the source condition
+itself as the null gives 1.04 to 2.57 and 1.40 to 1.83; nor the size of the modes, for a deviation of 0.7 gives 1.6 to 3.3.
 
 Null: the fitted null conditions are given to the steps in reverse.
 """
@@ -66,16 +70,21 @@ def check(seed: int, null: bool = False) -> Outcome:
     def past(x: Tensor) -> float:
         return float(((x - found.ideal) * way).sum(1).mean())
 
+    def middle(x: Tensor) -> float:
+        return float((x - found.ideal).square().sum(1).median())
+
     return Outcome(
         measured={
             "squared error of the reconstruction": found.error(back),
             "distance to the ideal edit": found.miss(fitted.x),
+            "median distance to the ideal edit": middle(fitted.x),
             "past the ideal": past(fitted.x),
             "seconds": seconds,
         },
         baseline={
             "squared error, fixed null condition": found.error(fixed),
             "distance, direct inversion": found.miss(direct.x),
+            "median distance, direct inversion": middle(direct.x),
             "past the ideal, direct inversion": past(direct.x),
             "seconds, direct inversion": direct_seconds,
         },
