@@ -8,7 +8,7 @@ from torch import Tensor
 
 import fokker as fk
 from fokker.data.toys import digits
-from fokker.keyed import Brownian, noise
+from fokker.keyed import noise
 from fokker.laws import GaussianMixture
 from fokker.restore import Wrapper
 
@@ -35,16 +35,15 @@ def restored(
     steps: int,
     seed: int,
     ids: Tensor | None = None,
-    path: Brownian | None = None,
     **options: float,
 ) -> fk.Trace:
     """A run of the restorer from noise of `shape` (batch, ...) to x_0, uniform in t, by a solver with its options.
 
-    `ids` and `path` are those of `fk.run`.
+    `ids` are those of `fk.run`.
     """
     plan = fk.solve.get(solver, **options).plan(wrapper.process, fk.grids.get("uniform")(steps, end=0))
     start = wrapper.process.start(noise(shape, seed, ids, dtype=torch.float64))
-    return fk.run(wrapper, start, plan, seed=seed, ids=ids, path=path)
+    return fk.run(wrapper, start, plan, seed=seed, ids=ids)
 
 
 def decibels(x: Tensor, truth: Tensor, span: float = 2.0) -> Tensor:

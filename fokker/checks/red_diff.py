@@ -5,11 +5,12 @@ v A^T (A mu - y) / dim y + lam / dim x mean_t sigma^2 (alpha^2 C + sigma^2)^{-1}
 pixels of each, noise 0.05, under an exact mixture prior: PSNR against DPS at the best of its steps, at equal evaluations,
 and against the constant weight. The null takes the prior away (lam = 0).
 
-Changed after a miss: all 397 held-out digits and not 128 of them, since the standard error of a difference of two methods on
-128 is 0.2 dB, which decided; the expectation, the sweep and the law are what they were.
+Changed after a miss: both sides restore each of the 397 held-out digits from four measurements, where they had one (and 128
+digits before that). One leaves a standard error of 0.107 dB in the gap (seeds 10 and 11), nearly all of it the measurement's
+and the sampler's noise and not the digits', which decided at a true gap of 1.1 to 1.3; four leave 0.053. The expectation, the
+sweep and the law are what they were.
 """
 
-from dataclasses import dataclass, field
 from functools import cache
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 import fokker as fk
 from fokker.checks import Criterion, Outcome
 from fokker.checks._inverse import PROCESS, decibels, held_out, prior, restored
-from fokker.keyed import Brownian, uniform
+from fokker.keyed import uniform
 from fokker.laws import GaussianMixture
 from fokker.restore.dps import DPS
 from fokker.restore.operators import Mask
@@ -28,48 +29,37 @@ EXPECT = (
     "one Gaussian: relative gradient <= 1e-8 at the closed-form minimiser; PSNR >= DPS at 100 evaluations and >= DPS + 1 dB at "
     "1,000; weight sigma / alpha >= constant + 0.3 dB at lam 0.25"
 )
-N, SOME, NOISE, LAM = 397, 128, 0.05, 0.25
+DIGITS, REPEATS, SOME, NOISE, LAM = 397, 4, 128, 0.05, 0.25
+N = DIGITS * REPEATS
 STEPS = (0.2, 0.5, 1.0, 2.0)
 
 
-@dataclass
-class Shared(Brownian):
-    """A path whose increments are worked out once, for all the runs that take it."""
-
-    known: dict[tuple[float, float], Tensor] = field(default_factory=dict)
-
-    def increment(self, a: float | Tensor, b: float | Tensor) -> Tensor:
-        key = float(a), float(b)
-        if key not in self.known:
-            self.known[key] = super().increment(a, b)
-        return self.known[key]
-
-
 def problem(seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The digits, which of their pixels are seen, and the measurements."""
-    x = held_out(N, seed)
+    """The digits, each `REPEATS` times, which of their pixels are seen, and the measurements."""
+    x = held_out(DIGITS, seed).repeat(REPEATS, 1, 1, 1)
     mask = (uniform((len(x), 1, 8, 8), seed, stream="check", index=5) < 0.5).double()
     return x, mask, Mask(mask).measure(x, NOISE, seed)
 
 
 @cache
-def dps(seed: int, nfe: int) -> tuple[float, float]:
-    """DPS's best step of the sweep and its PSNR.
+def dps(seed: int, nfe: int) -> tuple[float, Tensor]:
+    """DPS's best step of the sweep and its decibels (N,).
 
-    All steps see the same noise; one that is 3 standard errors behind on the first 64 digits is given up.
+    All steps see the same noise; one that is 3 standard errors behind on the first 64 measurements is given up.
     """
     x, mask, y = problem(seed)
     found = {k: x.new_zeros(0) for k in STEPS}
     for ids in torch.arange(N).tensor_split([64]):
-        path = Shared((len(ids), 1, 8, 8), seed, ids, torch.float64) if len(found) > 1 else None
-        for k, before in found.items():
-            method = DPS(prior().denoiser(PROCESS), Mask(mask[ids]), y[ids], step=k)
-            run = restored(method, tuple(y[ids].shape), "ddpm", nfe, seed, ids, path)
-            found[k] = torch.cat([before, decibels(run.x0, x[ids])])
+        rows = ids.repeat(len(found))  # every step's run in one batch
+        step = x.new_tensor(list(found)).repeat_interleave(len(ids)).reshape(-1, 1, 1, 1)
+        method = DPS(prior().denoiser(PROCESS), Mask(mask[rows]), y[rows], step=step)
+        run = restored(method, tuple(y[rows].shape), "ddpm", nfe, seed, rows)
+        new = decibels(run.x0, x[rows]).split(len(ids))
+        found = {k: torch.cat([before, more]) for (k, before), more in zip(found.items(), new, strict=True)}
         lead = found[max(found, key=lambda k: float(found[k].mean()))]
         found = {k: v for k, v in found.items() if not behind(lead - v)}
     best = max(found, key=lambda k: float(found[k].mean()))
-    return best, float(found[best].mean())
+    return best, found[best]
 
 
 def behind(gap: Tensor) -> bool:
@@ -93,13 +83,14 @@ def check(seed: int, null: bool = False) -> Outcome:
         step, theirs = dps(seed, nfe)
         gain = float((snr[:SOME] - constant).mean())
         measured[f"PSNR at {nfe}"] = float(snr.mean())
+        measured[f"standard error of dB over DPS at {nfe}"] = float((snr - theirs).std()) / N**0.5
         baseline |= {
-            f"PSNR of DPS at {nfe}": theirs,
+            f"PSNR of DPS at {nfe}": float(theirs.mean()),
             f"step of DPS at {nfe}": step,
-            f"PSNR of the constant weight at {nfe}, {SOME} digits": float(constant.mean()),
+            f"PSNR of the constant weight at {nfe}, {SOME} measurements": float(constant.mean()),
         }
         criteria += [
-            Criterion(f"dB over DPS at {nfe}", measured[f"PSNR at {nfe}"] - theirs, ">=", more),
+            Criterion(f"dB over DPS at {nfe}", float((snr - theirs).mean()), ">=", more),
             Criterion(f"dB over the constant weight at {nfe}", gain, ">=", 0.3),
         ]
     return Outcome(measured, baseline, criteria)
