@@ -232,6 +232,16 @@ def test_slices_are_seen_by_a_flat_backbone_and_their_places_are_told() -> None:
         assert not torch.allclose(encoder(data), encoder(data.flip(2)), atol=1e-3)
 
 
+def test_what_all_items_share_is_not_in_the_gradient_of_the_linear_path() -> None:
+    encoder = SemanticEncoder((4, 8, 8), 1, 3, 16, (1,), 1, 2, slices=True)
+    data = 5 + fk.noise((6, 1, 4, 8, 8))
+    encoder.spread(data)
+    encoder(data).sum().backward()
+    # sum (x - m) over the items that m is the mean of, where sum x is 30
+    assert encoder.linear is not None and encoder.linear.weight.grad is not None
+    assert float(encoder.linear.weight.grad.abs().max()) < 1e-4
+
+
 def test_items_go_beside_their_latents(digits: Arrays) -> None:
     found = Encoded(digits, LinearCodec((1, 8, 8), 3), beside="data")
     batch = found.batch([5, 2])

@@ -109,9 +109,7 @@ def fit(
         quiet=quiet,
     )
     trainer.run()
-    with trainer.ema.swapped():
-        weights = {k: v.detach().clone() for k, v in codec.state_dict().items()}
-    codec.load_state_dict(weights)
+    denoiser.load_state_dict(trainer.averaged())
     codec.eval()
     codec.measure(source, drawn=drawn)
     return codec

@@ -79,9 +79,7 @@ def learn(
         quiet=quiet,
     )
     trainer.run()
-    with trainer.ema.swapped():
-        weights = {k: v.detach().clone() for k, v in auto.state_dict().items()}
-    auto.load_state_dict(weights)
+    denoiser.load_state_dict(trainer.averaged())
     auto.eval()
     auto.measure(source)
     return auto

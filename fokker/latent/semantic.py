@@ -14,15 +14,18 @@ from fokker.net.layers import Attention, Norm, conv, fold, position_features, se
 
 
 class SemanticEncoder(nn.Module):
-    """e = W silu(V backbone(data)) + U data: data (batch, channels, *space) of the given `size` to e (batch, code).
+    """e = W silu(V backbone(data)) + U (data - m): data (batch, channels, *space) of the given `size` to e (batch, code).
 
     The backbone is convolutional, `width` channels times `mults` per level with `blocks` residual blocks each, on patches of
     `patch` pixels. With `slices` a volume goes through one of two dimensions, slice by slice; the vectors of the slices, with
     their places added, are read by `queries` learned queries of attention, whose answers stand in the place of V's. The linear
-    map U, left out with `linear=False`, is what the code begins with: untrained backbones tell items apart by little.
+    map U, left out with `linear=False`, is what the code begins with: untrained backbones tell items apart by little. m is the
+    mean item, which `spread` measures: what all items share would otherwise drown in U's gradient how they differ.
 
     Reference: Preechakul et al. 2022, arXiv 2111.15640; for volumes Lozupone et al. 2025, arXiv 2504.08635.
     """
+
+    mean: Tensor
 
     def __init__(
         self,
@@ -71,6 +74,7 @@ class SemanticEncoder(nn.Module):
             self.attention = Attention(wide, heads, wide, zero=False) if slices else None
             self.lower = nn.Linear(wide * (queries if slices else 1), code)
             self.linear = nn.Linear(channels * math.prod(size), code, bias=False) if linear else None
+        self.register_buffer("mean", torch.zeros(channels, *size))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -78,10 +82,11 @@ class SemanticEncoder(nn.Module):
 
     @torch.no_grad()
     def spread(self, data: Tensor) -> None:
-        """Rescale the last layer so that the codes of these items have mean 0 and variance 1, number by number.
+        """Measure the mean item, then rescale the last layer: codes of these items have mean 0 and variance 1, one by one.
 
         What is told codes that hardly differ would not learn to listen.
         """
+        self.mean.copy_(data.mean(0))
         codes = self(data)
         std = codes.std(0).clamp_min(1e-6)
         self.lower.weight.div_(std[:, None])
@@ -100,4 +105,4 @@ class SemanticEncoder(nn.Module):
             h = h + position_features(self.size[:1], h.shape[2], h.device).to(h.dtype)
             h = self.attention(self.queries.expand(len(data), -1, -1), h).flatten(1)
         e: Tensor = self.lower(F.silu(h))
-        return e if self.linear is None else e + self.linear(data.flatten(1))
+        return e if self.linear is None else e + self.linear((data - self.mean).flatten(1))
