@@ -20,7 +20,8 @@ def scores(value: Mapping[tuple[str, str], float], path: str | Path, title: str)
 
     methods = sorted(names, key=rank)
     colours = matplotlib.colormaps["magma_r"]
-    worst = math.log(max(max(value.values()), 2.0))
+    # beyond 20 all is equally dark, so that one failure does not wash out the rest
+    worst = math.log(min(max(*value.values(), 2.0), 20.0))
     with matplotlib.rc_context({"font.size": 9}):
         figure = Figure(figsize=(1.9 + 0.95 * len(problems), 0.9 + 0.34 * len(methods)), dpi=110, layout="constrained")
         FigureCanvasAgg(figure)
@@ -28,10 +29,10 @@ def scores(value: Mapping[tuple[str, str], float], path: str | Path, title: str)
         for row, method in enumerate(methods):
             for column, problem in enumerate(problems):
                 known = value.get((method, problem))
-                share = 0.0 if known is None else max(0.0, math.log(known)) / worst * 0.85
+                share = 0.0 if known is None else min(max(0.0, math.log(known)) / worst, 1.0) * 0.85
                 colour = "white" if known is None else colours(share)
                 ax.fill_between([column, column + 1], row, row + 1, color=colour, linewidth=0)
-                text = "-" if known is None else f"{known:.3g}" if known < 100 else f"{known:.0f}"
+                text = "-" if known is None else f"{known:.{max(0, 2 - int(math.log10(max(known, 1.0))))}f}"
                 ink = "white" if share > 0.42 else "#1f2430"
                 ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", color=ink)
         ax.set_xticks([k + 0.5 for k in range(len(problems))], problems)
