@@ -266,6 +266,21 @@ def test_stsl_descends_its_objective_before_the_step(weight):
         STSL(inner, A, Y, inner_steps=0)
 
 
+def test_stsl_weighs_the_misfit_as_the_likelihood_does_at_the_weight_it_names():
+    """At lam = beta dt / (4 K (s^2 + noise^2)) a short level moves a state by beta dt / 2 of the likelihood's score."""
+    c, noise, t, dt = 1.7, 0.3, 0.5, 1e-5
+    law = GaussianMixture([1.0], torch.zeros(1, 4, dtype=F64), c)
+    identity, y, x = Matrix(torch.eye(4, dtype=F64)), fk.noise((3, 4), seed=1, dtype=F64), fk.noise((3, 4), seed=2, dtype=F64)
+    alpha, _, sigma = VP.at(t)
+    spread, beta = c * sigma**2 / (alpha**2 * c + sigma**2), VP.diffusion(t).item()
+    plan = fk.solve.get("ddim").plan(VP, fk.grids.Times([t, t - dt]))
+    inner = law.denoiser(VP)
+    method = STSL(inner, identity, y, noise, lam=beta * dt / (4 * (spread + noise**2)), eta=0.0, inner_steps=1)
+    moved = (fk.sample(method, x, plan) - fk.sample(inner, x, plan)) / dt
+    gain = alpha * c / (alpha**2 * c + sigma**2)
+    assert torch.allclose(moved, beta / 2 * gain * (y - gain * x) / (spread + noise**2), rtol=1e-3)
+
+
 def seen_states_from(inner: fk.Denoiser, plan: fk.Plan, x: Tensor) -> Tensor:
     """The state after one step from x."""
     found: list[Tensor] = []

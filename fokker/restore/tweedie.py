@@ -24,8 +24,9 @@ class STSL(Restorer):
     tr Cov = (sigma / alpha)^2 (d + sigma^2 Trace(grad s)): the trace is minimised. It is estimated by one normal probe e,
     e . (s(x + h e) - s(x)) / h, which costs one more evaluation; h = `probe`. The paper has h = 1, a finite difference and not
     a derivative, and w = 1 (`weight="one"`), with which the term explodes at small noise for a true score; "sigma2" is
-    w = sigma^2. `eta` = 0 is the first-order sampler, to the bit. `lam` is of the order of 1 / noise^2 (the norm's own step
-    is in it).
+    w = sigma^2. `eta` = 0 is the first-order sampler, to the bit. `lam` is of the order of 1 / noise^2 in the paper. In a level
+    of length dt it weighs the misfit as the likelihood does where lam = beta(t) dt / (4 inner_steps (s^2 + noise^2)), with s^2
+    the variance of a measured number given x_t; above that the measurement is trusted more than it deserves.
 
     A may be nonlinear, such as one behind a decoder (`Decoded`). The paper starts at the noised measurement: `forward_start`.
     inner_steps (1, or 2 with eta) + 1 evaluations. Raises FokkerError for unknown or negative options.
