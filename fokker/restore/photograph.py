@@ -54,7 +54,7 @@ def restore(
     process = denoiser.process
     if process.anchored:
         raise FokkerError(
-            f"{process.name} has an anchor, and restores by itself (from Python: fk.sample(..., y=y)); give a model of plain noise"
+            f"{process.name} restores by itself (from Python: fk.sample(..., y=y)); give a model of plain noise"
         )
     canvas = tiling.canvas
     whole = operator if canvas == tiling.size else Cropped(operator, tiling.size, canvas)
