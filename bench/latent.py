@@ -48,9 +48,7 @@ def trained(name: str, trainer: Trainer, until: int | None) -> bool:
     print(f"{name}: {state.samples} samples seen, {time.perf_counter() - begun:.0f} s")
     if state.samples < trainer.samples:
         return False
-    with trainer.ema.swapped():
-        weights = {k: v.detach().clone() for k, v in trainer.denoiser.state_dict().items()}
-    trainer.denoiser.load_state_dict(weights)
+    trainer.denoiser.load_state_dict(trainer.averaged())
     trainer.denoiser.eval()
     return True
 

@@ -49,9 +49,7 @@ def draw(rows: dict[str, Tensor], name: str, width: float, above: tuple[str, ...
     if above:
         side = rows[next(iter(rows))].shape[-1] + 2
         for k, text in enumerate(above):
-            words = text.split()
-            label = "\n".join((" ".join(words[:2]), words[2], " ".join(words[3:])))
-            axes[-1].text((k + 0.5) * side, side + 1, label, fontsize=6, ha="center", va="top")
+            axes[-1].text((k + 0.5) * side, side + 1, text.replace(" ", "\n"), fontsize=6, ha="center", va="top")
     figure.savefig(DOCS / name, dpi=110, bbox_inches="tight")
 
 

@@ -84,7 +84,7 @@ def check(seed: int, null: bool = False) -> Outcome:
     told = {"guidance": torch.full((n,), SCALE)}
     student = {k: end(found[32 if null else k], k, **told) for k in (1, 2, 4)} | {32: end(found[32], 32, **told)}
     plain = {k: end(teacher, k) for k in (1, 2, 4, 32)}
-    distance = EnergyDistance()
+    distance = EnergyDistance(floor=False)
     near, far = float(distance(student[1], truth)), float(distance(plain[1], truth))
     return Outcome(
         measured={**{f"error at {k} steps": error(x) for k, x in student.items()}, "energy distance at 1 step": near},
