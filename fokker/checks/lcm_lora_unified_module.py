@@ -6,6 +6,10 @@ data). The base with the acceleration, and the base with 0.8 style + 1.0 acceler
 to 2,000 fresh samples of the exact law of the base, or of the style. Baselines: DDIM in one step of the base and of the styled
 network, and the accelerated base without the style. More steps are reported, not asserted.
 
+Changed after a miss of the last row: a plain perceptron without normalisation, in which weights add up as nearly as they can,
+in place of a normalised one, the base trained until its acceleration has the 0.004 of the record's trial, and 2,000 updates of
+each module, as the record says, in place of 400 and 900. Laws, baselines and bounds are as they were.
+
 The paper's other half, diffusion synthetic acceleration of transport solvers, shares the name alone and is not built.
 
 Null: no acceleration is added.
@@ -14,7 +18,7 @@ Null: no acceleration is added.
 import functools
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fokker as fk
 from fokker.checks import Criterion, Outcome
@@ -27,14 +31,33 @@ from fokker.laws import GaussianMixture
 from fokker.laws.named import ring
 from fokker.measure.kernel import EnergyDistance
 from fokker.net import lora
-from fokker.net.mlp import MLP
+from fokker.net.layers import noise_features, seeded
 from fokker.train import Average, Denoising, Rate
 
 EXPECT = (
     "2-D ring of 8 modes, radius 2, style shifted by (0.8, 0.4), rank 32: base in 1 step: energy distance <= 0.02 where DDIM "
     "has >= 1; 0.8 style + 1.0 acceleration in 1 step: <= 0.1 x DDIM's 1 step and <= 0.3 x the accelerated base's"
 )
-BATCH, RANK, BASE, STYLE, FAST = 256, 32, 1200, 400, 900
+BATCH, RANK, BASE, MODULE = 256, 32, 4000, 2000
+
+
+class Plain(nn.Module):
+    """h <- silu(A_k h + B_k features(c)), three times from the point x (batch, 2), and a linear map to two numbers."""
+
+    def __init__(self, width: int = 128, features: int = 32, seed: int = 0) -> None:
+        super().__init__()
+        self.features = features
+        with seeded(seed):
+            self.layers = nn.ModuleList(nn.Linear(n, width) for n in (2, width, width))
+            self.times = nn.ModuleList(nn.Linear(features, width) for _ in range(3))
+            self.lower = nn.Linear(width, 2)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        told = noise_features(c, self.features).to(x.dtype)
+        for layer, time in zip(self.layers, self.times, strict=True):
+            x = nn.functional.silu(layer(x) + time(told))
+        lowered: Tensor = self.lower(x)
+        return lowered
 
 
 def laws() -> tuple[GaussianMixture, GaussianMixture]:
@@ -57,20 +80,20 @@ def trained(seed: int) -> tuple[NetworkDenoiser, dict[str, Tensor], dict[str, Te
     """The base, the deltas of the style, those of the acceleration."""
     plain, other = laws()
     ordinary = Denoising(weight="edm", times="uniform")
-    base = NetworkDenoiser(MLP(2, width=128, depth=2, seed=seed), fk.VP(), sigma_data=1.4)
+    base = NetworkDenoiser(Plain(seed=seed), fk.VP(), sigma_data=1.4)
     taught(base, ordinary, source(plain, seed), lesson(BASE, 3e-3, seed))
     styled = pupil(base)
     style = lora.attach(styled.net, RANK, seed=seed)
-    taught(styled, ordinary, source(other, seed), lesson(STYLE, 3e-3, seed))
-    distiller = ConsistencyDistiller(steps=30, rank=RANK)
-    fast = distiller.distil_lora(base, base, source(plain, seed), lesson(FAST, 2e-3, seed))
+    taught(styled, ordinary, source(other, seed), lesson(MODULE, 3e-4, seed))
+    distiller = ConsistencyDistiller(rank=RANK)
+    fast = distiller.distil_lora(base, base, source(plain, seed), lesson(MODULE, 1e-3, seed))
     return base, style.state(), fast
 
 
 def check(seed: int, null: bool = False) -> Outcome:
     n = 2000
     (plain, other), (base, style, fast) = laws(), trained(seed)
-    noise, distance = fk.noise((n, 2), seed=1000 + seed), EnergyDistance()
+    noise, distance = fk.noise((n, 2), seed=1000 + seed), EnergyDistance(floor=False)
 
     def far(law: GaussianMixture, steps: int, eta: float, *parts: tuple[dict[str, Tensor], float]) -> float:
         denoiser = pupil(base)
