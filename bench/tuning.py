@@ -28,7 +28,7 @@ from fokker.cli import spec
 from fokker.denoiser import Denoiser
 from fokker.laws import GaussianMixture, LawDenoiser
 from fokker.plan import Plan
-from fokker.solve.descent import Pool
+from fokker.solve.pool import Pool
 
 DIMS = (2, 8, 32, 64, 256)
 PROCESSES = (fk.VP, fk.EDM, fk.Flow)

@@ -10,8 +10,10 @@ import fokker as fk
 from fokker import arena, grids, solve
 from fokker.errors import FokkerError
 from fokker.plan import Plan
-from fokker.solve.descent import Pool, _equations, descend
+from fokker.solve import sensitivity
+from fokker.solve.descent import _equations, descend
 from fokker.solve.layerskip import LayerSkip
+from fokker.solve.pool import Pool
 from fokker.solve.search import Ranker, Space, evolve
 from fokker.solve.table import Moves, Table
 from fokker.solve.timegrid import _distinct, run_on, search_timegrid
@@ -56,14 +58,16 @@ def test_stochastic_plans_have_no_table():
         Table.of(solve.get("ddpm").plan(fk.VP(), grids.logsnr(3)))
 
 
-def test_derivatives_are_those_of_whole_runs():
+@pytest.mark.parametrize("backwards", [True, False])
+def test_derivatives_are_those_of_whole_runs(backwards):
     process = fk.VP()
     on = pool(process, 16)
     table = Table.of(solve.get("dpmpp-2m").plan(process, grids.logsnr(4)))
     moves = Moves.of(table)
     weight = torch.ones(16, dtype=torch.float64)
     # p = 2 with one weight a sample: the slope is half the gradient of the mean square, but for the bound on steep samples
-    _, slope = _equations(table, moves, on, weight, 2.0)
+    draw = torch.Generator().manual_seed(0)
+    normal, slope = _equations(table, moves, on, weight, 2.0, draw, backwards)
     h = 1e-5
     reach, residual = [], (on.end(table.plan()) - on.truth).flatten(1)
     for q in range(len(moves.units)):
@@ -80,6 +84,8 @@ def test_derivatives_are_those_of_whole_runs():
     w = 1 / (1 + steep / (30 * steep.nanmedian()))
     expected = (jacobian * (w[:, None] * residual)).sum((1, 2))
     torch.testing.assert_close(slope, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
+    expected = torch.einsum("and,bnd,n->ab", jacobian, jacobian, w)
+    torch.testing.assert_close(normal, expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
 
 
 def test_descent_only_goes_down_and_keeps_the_first_state_s_time_possible():
@@ -254,3 +260,39 @@ def test_the_command_writes_a_plan_that_runs(tmp_path, capsys):
     assert found["error"] <= found["fixed_error"] and "--law ring --process edm" in found["rerun"]
     assert Plan.from_json(out.read_text()).nfe == 3
     assert main(["tune", "--law", "ring", "--model", "digits", "--nfe", "3"]) == 2
+
+
+def test_random_directions_give_the_equations_of_all_on_average():
+    process, law = fk.Flow(), fk.laws.lowrank(dim=12, rank=3, components=4, seed=1)
+    on = pool(process, 40, law)
+    table = Table.of(solve.get("dpmpp-2m").plan(process, grids.uniform(3)))
+    moves = Moves.of(table)
+    assert sensitivity.directions(3, 40, 12) < 12
+
+    def products(backwards, seed=0):
+        parts = sensitivity.equations(table, moves, on, torch.Generator().manual_seed(seed), backwards)
+        both = [(p.rows.flatten(0, 1), p.residuals.flatten()[:, None]) for p, _ in parts]
+        return sum(rows.T @ torch.cat([rows, residuals], 1) for rows, residuals in both)
+
+    exact = products(False)
+    found = torch.stack([products(True, seed) for seed in range(200)])
+    error = (found.mean(0) - exact).abs() / (found.std(0) / 200**0.5 + 1e-4 * exact.abs().max())
+    # 140 averages: the largest of them may be four standard errors off
+    assert error.max() < 4.5
+
+
+def test_a_model_without_derivatives_descends_by_differences():
+    class Opaque(fk.Denoiser):
+        def x0(self, x_t, t):
+            with torch.no_grad():
+                return RING.denoiser(self.process)(x_t, t)
+
+    denoiser = Opaque(fk.VP())
+    on = pool(fk.VP(), 64)
+    opaque = Pool(denoiser, on.start, on.truth)
+    assert sensitivity.differentiable(on) and not sensitivity.differentiable(opaque)
+    table = Table.of(solve.get("ddim").plan(fk.VP(), grids.quadratic(3)))
+    *_, last = descend(table, opaque, 6, 64, 0)
+    *_, same = descend(table, on, 6, 64, 0)
+    assert on.rms(last.plan()) < 0.8 * on.rms(table.plan())
+    assert on.rms(last.plan()) == pytest.approx(on.rms(same.plan()), rel=1e-2)

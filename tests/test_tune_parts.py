@@ -11,8 +11,8 @@ from fokker import grids, solve
 from fokker.errors import FokkerError
 from fokker.plan import Plan
 from fokker.solve import evolved
-from fokker.solve.descent import Pool
 from fokker.solve.fitted import Trajectories, fit, regression, timings
+from fokker.solve.pool import Pool
 from fokker.solve.source import Source
 
 RING = fk.laws.ring()

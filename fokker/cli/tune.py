@@ -38,7 +38,7 @@ def tune(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     end: Annotated[float | None, typer.Option(min=0, max=1, help="Time to end at; 0 goes to x_0.")] = None,
     seconds: Annotated[
-        float | None, typer.Option(min=1, help="For everything, 40 of a law and 150 of a model; -n and --steps follow.")
+        float | None, typer.Option(min=1, help="For everything, 50 of a law and 150 of a model; -n and --steps follow.")
     ] = None,
     device: Annotated[str, typer.Option(help="Of a model: auto, cpu or cuda.")] = "auto",
     out: Annotated[Path, typer.Option(help="Write the plan here as JSON.")] = Path("plan.json"),

@@ -15,8 +15,8 @@ from torch import Tensor
 from fokker.errors import FokkerError
 from fokker.grids import Times
 from fokker.plan import Plan
-from fokker.solve.descent import Pool
 from fokker.solve.pndm import Momentum
+from fokker.solve.pool import Pool
 from fokker.solve.search import Random, Space, evolve
 from fokker.solve.table import FAINT, Table, finest, logsnr
 from fokker.solve.unified import (

@@ -6,6 +6,7 @@ and those on which these disagree are taken more often, each with the weight tha
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,10 +16,10 @@ from fokker.denoiser import Denoiser
 from fokker.keyed import uniform
 from fokker.laws.law import LawDenoiser
 from fokker.plan import Plan
-from fokker.solve.descent import Pool
 from fokker.solve.fitted import Trajectories
+from fokker.solve.pool import Pool
 
-FINE = (30, 60, 120)  # steps with which the model's own flow is followed, until doubling them changes little
+FINE = (16, 32, 64, 128)  # steps with which the model's own flow is followed, until doubling them changes little
 CLOSE = (2e-4, 2e-3)  # this little: the relative difference of end points, for a law and for a network
 KEPT = 2**23  # numbers of the trajectories that are remembered
 CHUNK = 1024
@@ -28,8 +29,8 @@ CHUNK = 1024
 class Source:
     """Starts named by ids, with `shape` a sample; conditions go round over the ids.
 
-    Once a pool was made, `paths` are the trajectories of its first samples, and `floor` the relative error that is left in
-    the end points.
+    The model's own flow is followed in `steps` steps, which leaves the relative error `floor` in its end points. Once a pool
+    was made, `paths` are the trajectories of its first samples.
     """
 
     denoiser: Denoiser
@@ -38,7 +39,7 @@ class Source:
     end: float | None
     cond: dict[str, Any] = field(default_factory=dict)
     paths: Trajectories | None = None
-    steps: int = 0
+    steps: int = FINE[-1]
     floor: float = 0.0
 
     def start(self, ids: Tensor) -> Tensor:
@@ -53,12 +54,35 @@ class Source:
         """Those of these ids."""
         return {k: v[ids.to(v.device) % len(v)] if isinstance(v, Tensor) else v for k, v in self.cond.items()}
 
+    def converge(self, n: int, nfe: int | None = None) -> None:
+        """Find the fewest steps, on the first n ids, that doubling them changes little, or the most there are.
+
+        With `nfe` a change is also little that is three hundredths of the error of Adams' method with so many evaluations.
+        """
+        ids = torch.arange(n)
+        x1, cond = self.start(ids), self.conditions(ids)
+
+        def ends(steps: int) -> Tensor:
+            return Trajectories.trace(self.denoiser, x1, steps, self.end, **cond)[1]
+
+        def change(a: Tensor, b: Tensor) -> float:
+            return float((a - b).square().mean().sqrt() / b.square().mean().sqrt().clamp_min(1e-300))
+
+        close, before = CLOSE[0 if isinstance(self.denoiser, LawDenoiser) else 1], ends(FINE[0])
+        if nfe is not None:
+            close = max(close, 0.03 * change(ends(nfe), before))
+        for self.steps, finer in pairwise(FINE):
+            after = ends(finer)
+            self.floor, before = change(before, after), after
+            if self.floor < close:
+                return
+        self.steps = FINE[-1]
+
     def pool(self, ids: Tensor, weight: Tensor | None = None) -> Pool:
         """Starts and true end points."""
         x1, cond = self.start(ids), self.conditions(ids)
         most = CHUNK
         if self.paths is None:
-            self._converge(ids[: max(8, min(128, len(ids) // 4))])
             most = max(8, min(CHUNK, len(ids) // 2, KEPT // (self.steps * x1[0].numel())))
         ends = []
         first = 0
@@ -71,17 +95,6 @@ class Source:
             ends.append(x0)
             first = rows.stop
         return Pool(self.denoiser, x1, torch.cat(ends), cond, weight)
-
-    def _converge(self, ids: Tensor) -> None:
-        x1, cond = self.start(ids), self.conditions(ids)
-        close = CLOSE[0 if isinstance(self.denoiser, LawDenoiser) else 1]
-        coarse = Trajectories.trace(self.denoiser, x1, FINE[0], self.end, **cond)[1]
-        for self.steps in FINE[1:]:
-            fine = Trajectories.trace(self.denoiser, x1, self.steps, self.end, **cond)[1]
-            self.floor = float((fine - coarse).square().mean().sqrt() / fine.square().mean().sqrt().clamp_min(1e-300))
-            if self.floor < close:
-                return
-            coarse = fine
 
     def screened(self, first: int, last: int, many: int, one: Plan, other: Plan) -> Pool:
         """About `many` of the ids first .. last - 1, half of them by chance and half by the square of what two plans differ.

@@ -20,17 +20,22 @@ from fokker.errors import FokkerError, unknown
 from fokker.laws.law import LawDenoiser
 from fokker.plan import Plan
 from fokker.solve import descent, evolved
-from fokker.solve.descent import Pool, descend
+from fokker.solve.descent import descend
 from fokker.solve.fitted import fit, timings
-from fokker.solve.source import Source
+from fokker.solve.pool import Pool
+from fokker.solve.sensitivity import differentiable
+from fokker.solve.source import FINE, Source
 from fokker.solve.statistics import DPMSolverV3, ModelStatistics
 from fokker.solve.table import Table
 
 METHODS = ("descent", "evolution")
-STEPS, FINISHED = 24, 2  # Gauss-Newton steps of a descent at most, and how many descents are finished
+STEPS = 40  # Gauss-Newton steps of a descent at most
+BEGUN, FINISHED = 10, 2  # descents
 MOST, LEAST = 32768, 32  # noises
+SHARE, SPARE = 0.4, 0.06  # of the time: for what comes before the descents, and for what is under way when it ends
+JUDGED = 12  # runs of a plan on all noises that come before
 ENOUGH, SCREENED = 512, 4  # from so many noises on, so many times as many are screened for those that are hard
-EQUATIONS = 2**15
+BATCH, EQUATIONS = 512, 2**15  # samples whose derivatives a step takes, and equations where they are taken by differences
 POINTS, TRACED = 60, 128  # noise levels and trajectories for a model's statistics
 
 clock = time.perf_counter
@@ -111,7 +116,7 @@ def tune(
              times, start, time shifts, and solver, order, prediction, estimator and corrector of each step
     n, steps noises, and Gauss-Newton steps of a descent that is finished (generations of 40 candidates); None takes what fits
              into the time, and `plan.config` says what that was
-    seconds  for everything, the flow that the plan is compared with included; None is 40 for a law and 150 for a network
+    seconds  for everything, the flow that the plan is compared with included; None is 50 for a law and 150 for a network
     end      the time to end at; None is the process's own, 0 goes to x_0
     progress is called with (done, all)
     cond     conditions for the denoiser, one row a sample; they go round where there are fewer than noises
@@ -130,23 +135,23 @@ def tune(
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     if seconds is None:
-        seconds = 40.0 if isinstance(denoiser, LawDenoiser) else 150.0
+        seconds = 50.0 if isinstance(denoiser, LawDenoiser) else 150.0
     if nfe < 1 or (n is not None and n < 12) or (steps is not None and steps < 1) or not seconds > 0:
         raise FokkerError(
             f"nfe={nfe}, n={n}, steps={steps}, seconds={seconds} are not accepted; give 1 evaluation, 12 samples and 1 step"
         )
     check_metric(metric)
     budget = Budget.of(denoiser, shape, seconds, begun, cond)
-    if n is None:
-        # a quarter of the time for the flow at 100 evaluations a noise, and a tenth for screening
-        afford = max(LEAST, budget.evaluations / 800)
-        if not isinstance(denoiser, LawDenoiser):
-            # a picture is thousands of equations: what more of them would take is better spent on the search
-            afford = min(afford, (8 * LEAST * afford) ** 0.5)
-        n = int(min(MOST, afford)) // 16 * 16
     source = Source(denoiser, tuple(shape), seed, end, cond)
+    many = n or _affordable(budget, FINE[-1], nfe)
+    # where noises are scarce, their end points are only as exact as the comparison needs
+    source.converge(128 if isinstance(denoiser, LawDenoiser) else 8, nfe if many < MOST else None)
+    if n is None:
+        n = many if many == MOST else _affordable(budget, source.steps, nfe)
     base = n // 4 if n >= ENOUGH and (metric is None or metric == "rms") else n
+    at = clock()
     first = source.pool(torch.arange(base))
+    budget.rate = base * source.steps / max(clock() - at, 1e-9)
     train, held = first.part(slice(0, base // 2)), first.part(slice(base // 2, base))
     fixed = _fixed(train, nfe, end)
     if not fixed:
@@ -155,21 +160,21 @@ def tune(
     if base < n:
         near = source.screened(base, base + SCREENED * n, n - base, fixed[0][1], starts[0].plan())
         train, held = train.joined(near.part(slice(0, None, 2))), held.joined(near.part(slice(1, None, 2)))
-    judge = _judge(held, metric)
-    field = Field(judge)
-    for name, plan in fixed[: 16 if n >= 256 else 6]:
+    field = Field(_judge(held, metric))
+    for name, plan in fixed[: 8 if n >= ENOUGH else 4]:
         field.add(name, plan)
     assert field.best is not None
     fixed_name, best_fixed = field.best[1:]
     for name, plan in _statistical(train, nfe, end, seed, budget):
         field.add(name, plan)
     if method == "evolution":
+        spare = evolved.JUDGED * nfe * len(held) / budget.rate + SPARE * seconds
         if steps is None:
-            runs = 0.7 * max(0.0, budget.left) * budget.rate / (nfe * len(train))
+            runs = (budget.left - spare) * budget.rate / (nfe * len(train))
             steps = max(1, min(50, int(runs / evolved.GENERATION)))
         last = best_fixed.end if best_fixed.end is None else float(best_fixed.end)
         late = evolved.search(
-            train, nfe, last, _trained(train, metric), field.add, steps, seed, lambda: budget.left < 0.1 * seconds, progress
+            train, nfe, last, _trained(train, metric), field.add, steps, seed, lambda: budget.left < spare, progress
         )
     else:
         late, steps = _search(train, starts, field, steps, seed, budget, progress)
@@ -233,17 +238,31 @@ def _trained(pool: Pool, metric: str | Callable[[Tensor], float] | None) -> Call
     return lambda x: float(value(x)) if bool(torch.isfinite(x).all()) else float("inf")
 
 
+def _affordable(budget: Budget, steps: int, nfe: int) -> int:
+    """Noises whose end points, with what is judged on all of them, take a share of the time."""
+    evaluations = SHARE * budget.evaluations
+    n = evaluations / (steps + (JUDGED + 2 * SCREENED) * nfe)
+    if n < ENOUGH:
+        n = min(ENOUGH - 1, evaluations / (steps + JUDGED * nfe))
+    return int(max(LEAST, min(MOST, n))) // 16 * 16
+
+
 def _fixed(train: Pool, nfe: int, end: float | None) -> list[tuple[str, Plan]]:
     """Every deterministic solver x grid that keeps the budget, best first: all on few samples, the better ones on more."""
-    entries: dict[str, tuple[float, str, Plan]] = {}
-    few, more = train.part(slice(0, max(2, min(256, len(train) // 8)))), train.part(slice(0, 1024))
-    for name, grid, _, plan in arena.combinations(train.denoiser.process, [nfe], None, None, end):
-        if isinstance(plan, str) or not 1 <= plan.nfe <= nfe or plan.stochastic:
-            continue
-        error = few.rms(plan)
-        entries.setdefault(f"{error:.9g}", (error, f"{name} on {grid}", plan))  # one of those that are one under two names
-    ranked = sorted(entries.values(), key=lambda e: e[0])[: 24 if len(train) >= 128 else 10]
-    return [(name, plan) for _, name, plan in sorted(ranked, key=lambda e: more.rms(e[2]))]
+    plans = [
+        (f"{name} on {grid}", plan)
+        for name, grid, _, plan in arena.combinations(train.denoiser.process, [nfe], None, None, end)
+        if not isinstance(plan, str) and 1 <= plan.nfe <= nfe and not plan.stochastic
+    ]
+    n = len(train)
+    for kept, many in ((len(plans), max(2, n // 32)), (24, max(6, n // 8)), (8, max(16, n // 4))):
+        more = train.part(slice(0, min(1024, many)))
+        ranked: dict[str, tuple[float, str, Plan]] = {}
+        for name, plan in plans[:kept]:
+            error = more.rms(plan)
+            ranked.setdefault(f"{error:.9g}", (error, name, plan))  # one of those that are one under two names
+        plans = [(name, plan) for _, name, plan in sorted(ranked.values(), key=lambda e: e[0])]
+    return plans
 
 
 def _statistical(train: Pool, nfe: int, end: float | None, seed: int, budget: Budget) -> list[tuple[str, Plan]]:
@@ -287,15 +306,16 @@ def _starts(train: Pool, source: Source, fixed: list[tuple[str, Plan]], nfe: int
         part = train.part(slice(0, many))
         return fit(train.denoiser, paths.part(many), times, part.start, part.truth, end, name, **part.cond)
 
-    few, found = min(kept, max(4, len(train) // 16)), []
+    few, found = min(kept, max(4, len(train) // 32)), []
     for name, times in timings(process, nfe, 0 if end is None else end):
         try:
             found.append((fitted(times, few, name)[1], name, times))
         except FokkerError:
             continue
-    best = sorted(found, key=lambda entry: entry[0])[:8]
-    again = sorted((fitted(times, min(kept, len(train)), name) for _, name, times in best), key=lambda entry: entry[1])
-    tables = [table for table, _ in again[:6]]
+    best = sorted(found, key=lambda entry: entry[0])[:12]
+    more = min(kept, max(16, len(train) // 2))
+    again = sorted((fitted(times, more, name) for _, name, times in best), key=lambda entry: entry[1])
+    tables = [table for table, _ in again[:BEGUN]]
     for name, plan in fixed:
         try:
             return [*tables[:3], Table.of(plan, name), *tables[3:]]
@@ -317,37 +337,44 @@ def _search(
 
     Returns whether time ran out, and the steps of a finished descent.
     """
-    for table in starts:
+    at = clock()
+    for table in starts[:4]:
         field.add(table.name, table.plan())
-    # derivatives are taken on some samples, of which each is as many equations as it has numbers
-    nfe, batch = len(starts[0]), max(8, min(512, len(train) // 2, EQUATIONS // train.start[0].numel()))
-    each = descent.cost(nfe, len(train), batch) / budget.rate
-    given, late, total = steps is not None, False, 0
+    n, nfe, numbers, backwards = len(train), len(starts[0]), train.start[0].numel(), differentiable(train)
+    # half of the noises train and half judge
+    budget.rate = 4 * n * nfe / max(clock() - at, 1e-9)
+    half, late, done = train.part(slice(0, n // (2 if n >= 128 else 1))), False, 0
+
+    def batch(pool: Pool) -> int:
+        """Samples whose derivatives a step takes."""
+        least, most = (4 * nfe, len(pool) // 4) if backwards else (8, EQUATIONS // numbers)
+        return min(len(pool), BATCH, max(least, most))
+
+    def planned(steps: int) -> tuple[tuple[Pool, int, int, tuple[float, float]], ...]:
+        begun = max(1, min(BEGUN, steps // 4))
+        return (half, begun, max(2, steps // 2), (0.8, 1.2)), (train, min(FINISHED, begun), steps, (1.0, 1.6))
+
+    def price(steps: int) -> float:
+        rounds = ((k * many, p) for p, k, many, _ in planned(steps))
+        taken = sum(m * (descent.cost(nfe, len(p), batch(p), numbers, backwards) + nfe * n) for m, p in rounds)
+        return taken / budget.rate
+
     if steps is None:
-        steps = next((s for s in range(STEPS, 1, -1) if sum(_planned(s)) * each < 0.85 * budget.left), 1)
-    begun, early = max(1, min(5, steps // 2)), max(2, steps // 2)
-    total = sum(_planned(steps))
-    half, done = train.part(slice(0, len(train) // (2 if len(train) >= 128 else 1))), 0
-    late = not given and steps < STEPS
-    starts = starts[:begun]
-    for pool, many, power in ((half, early, (1.3, 1.7)), (train, steps, (1.6, 2.0))):
+        steps = next((s for s in range(STEPS, 1, -1) if price(s) < budget.left - SPARE * budget.seconds), 1)
+        late = steps < STEPS
+    total = sum(k * many for _, k, many, _ in planned(steps))
+    for pool, begun, many, power in planned(steps):
         reached: list[tuple[float, Table]] = []
-        for k, start in enumerate(starts):
-            last = (float("inf"), start)
-            for table in descend(start, pool, many, min(batch, max(8, len(pool) // 2)), seed + k, power):
-                value = field.add(table.name, table.plan())
+        for k, start in enumerate(starts[:begun]):
+            last = (field.add(start.name, start.plan()), start)
+            for table in descend(start, pool, many, batch(pool), seed + k, power, backwards):
+                value = last[0] if table is last[1] else field.add(table.name, table.plan())
                 last = min(last, (value, table), key=lambda entry: entry[0]) if len(pool) < 256 else (value, table)
                 done += 1
                 if progress is not None:
                     progress(min(done, total), total)
-                if budget.left < 0.06 * budget.seconds + each:
+                if budget.left < SPARE * budget.seconds:
                     return True, steps
             reached.append(last)
-        starts = [table for _, table in sorted(reached, key=lambda entry: entry[0])[:FINISHED]]
+        starts = [table for _, table in sorted(reached, key=lambda entry: entry[0])]
     return late, steps
-
-
-def _planned(steps: int) -> tuple[int, int]:
-    """Steps of the descents that are begun, and of those that are finished."""
-    begun = max(1, min(5, steps // 2))
-    return begun * max(2, steps // 2), min(FINISHED, begun) * steps
