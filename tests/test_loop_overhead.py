@@ -1,11 +1,13 @@
 """What the loop adds to a denoiser: no wait for the device, one graph for a whole run, and the same numbers either way."""
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import fokker as fk
 from fokker.denoiser import Denoiser, NetworkDenoiser
@@ -115,3 +117,35 @@ def test_one_number_that_is_not_finite_is_found(value: float) -> None:
     assert not finite(x)
     x[18] = -value
     assert not finite(x)
+
+
+class OnDevice(TorchDispatchMode):
+    """Notes operations of a run that touch a tensor of the CPU: a copy between devices cannot be captured into a CUDA graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations, self.elsewhere = 0, []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.operations += 1
+        tensors = [v for v in tree_leaves((args, kwargs, out)) if isinstance(v, Tensor)]
+        self.elsewhere += [str(func)] if any(v.device.type == "cpu" for v in tensors) else []
+        return out
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m", "heun", "unipc", "deis"])
+@pytest.mark.parametrize("name", ["digits", "sprites"])
+def test_a_guided_network_runs_without_leaving_the_device(name: str, solver: str) -> None:
+    """What a CUDA graph asks of a run, on a device without numbers: no look at a value, no copy from or to the CPU."""
+    model = fk.load(name)
+    net = copy.deepcopy(model.denoiser).to("meta")
+    f = pure(CFG(net, scale=2.0), plan_on(net.process, solver))
+    x, label = torch.empty(2, *model.shape, device="meta"), torch.zeros(2, dtype=torch.int64, device="meta")
+    with torch.no_grad(), OnDevice() as mode:
+        assert f(x, label=label).is_meta
+    assert mode.operations > 200 and not mode.elsewhere, mode.elsewhere[:5]
+
+
+def plan_on(process: fk.Process, solver: str) -> Plan:
+    return fk.solve.get(solver).plan(process, fk.grids.logsnr(4, end=0))
