@@ -78,20 +78,29 @@ class Ladder(Process):
         tied[-1] = 0.0
         return tuple(float(d) for d in torch.sqrt(part / ((precise + tied) * v)))
 
+    def shares(self, std: float) -> tuple[float, ...]:
+        """The variance r^2 (a^2 std^2 + s^2) of a mode at each level, in units of v_k: shares of a `ResidualEnergy`."""
+        if not std >= 0:
+            raise FokkerError(f"std={std} is not accepted; give a deviation of at least 0")
+        (a, s), (r, v) = self.rungs(), self.steps()
+        return tuple(float(x) for x in r**2 * (a[:-1] ** 2 * std**2 + s[:-1] ** 2) / v)
+
 
 class ResidualEnergy(nn.Module):
     """f(y, k) = -|y - h(y, k)|^2 / (2 share v_k): an energy with tails, which plain networks lack and then diverge for.
 
-    `net(y, c)` is h, told c = 10 k / T - 5. `share` v_k is about the variance of a mode at its level, whose centre h then is.
+    `net(y, c)` is h, told c = 10 k / T - 5. `share` v_k is about the variance of a mode at its level, whose centre h then is;
+    one share for all levels or one for each (`Ladder.shares`).
     """
 
-    def __init__(self, net: nn.Module, ladder: Ladder, share: float = 0.2) -> None:
+    def __init__(self, net: nn.Module, ladder: Ladder, share: float | Sequence[float] = 0.2) -> None:
         super().__init__()
-        if not share > 0:
-            raise FokkerError(f"share={share} is not accepted; give a share above 0 of a step's variance")
+        each = (share,) * ladder.levels if isinstance(share, int | float) else tuple(share)
+        if len(each) != ladder.levels or not all(x > 0 for x in each):
+            raise FokkerError(f"share={share} is not accepted; give a share above 0 of a step's variance, one or one a level")
         self.net = net
         self.levels = ladder.levels
-        self.register_buffer("width", (share * ladder.steps()[1]).float())
+        self.register_buffer("width", (torch.tensor(each, dtype=torch.float64) * ladder.steps()[1]).float())
 
     def forward(self, y: Tensor, k: Tensor, **cond: Cond) -> Tensor:
         """f of each sample, (batch,); k (batch,) int64."""
@@ -148,7 +157,7 @@ class CooperativeEnergy(nn.Module):
         moves: int = 15,
         step: float | Sequence[float] = 0.4,
         spectral: bool = False,
-        share: float = 0.2,
+        share: float | Sequence[float] = 0.2,
         seed: int = 0,
     ) -> "CooperativeEnergy":
         """Perceptrons for data of `dim` numbers; `spectral` bounds every layer of the energy's by its spectral norm.

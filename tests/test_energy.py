@@ -80,6 +80,21 @@ def test_strides_leave_a_mode_as_wide_as_they_say(part):
         assert float(y.var(0).mean() / exact) == pytest.approx(1 / (1 - part / 4), rel=4 / math.sqrt(n))
 
 
+def test_shares_make_a_residual_about_its_centre_the_energy_of_a_mode():
+    std = 0.1
+    law = fk.laws.GaussianMixture([1.0], [[0.0, 0.0]], std**2)
+
+    class Centre(nn.Module):
+        def forward(self, y, c):
+            return torch.zeros_like(y)
+
+    energy = ResidualEnergy(Centre(), LADDER, LADDER.shares(std))
+    denoiser = CooperativeEnergy(energy, None, LADDER).denoiser()
+    for k in range(LADDER.levels):
+        x = fk.noise((6, 2), dtype=F64)
+        assert torch.allclose(denoiser(x, k / 6), law.denoiser(LADDER)(x, k / 6), rtol=1e-4, atol=1e-5), k
+
+
 def test_a_new_initialiser_starts_where_there_is_none():
     model = CooperativeEnergy.of_vectors(2, 16)
     x, k = fk.noise((6, 2)), torch.arange(6)
@@ -151,6 +166,8 @@ def test_a_residual_energy_has_tails():
         (lambda: Ladder(levels=1), "at least 2 levels"),
         (lambda: Ladder(high=-6.0), "low < high"),
         (lambda: LADDER.strides(0.1, 1.0), "a part in"),
+        (lambda: LADDER.shares(-0.1), "at least 0"),
+        (lambda: ResidualEnergy(MLP(2, width=16), LADDER, (0.2, 0.3)), "one a level"),
         (lambda: exact(moves=0), "at least 1 move"),
         (lambda: exact(step=(0.4, 0.3)), "one for each level"),
         (lambda: RecoveryLikelihood(share=-1.0), "not negative"),
