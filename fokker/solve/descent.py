@@ -20,16 +20,16 @@ TINY = 1e-12  # relative squared error below which all end points count as equal
 
 def descend(
     table: Table, pool: Pool, steps: int, batch: int, seed: int, power: tuple[float, float] = (1.0, 1.6),
-    backwards: bool | None = None,
+    at_once: int | None = None,
 ) -> Iterator[Table]:  # fmt: skip
     """Tables along a Levenberg-Marquardt descent of sum (error^2)^(p/2) over `pool`, one a step.
 
     `power` p grows from the first to the second number, from the typical error, which is smooth, to the mean square, which
     the few samples dominate that end in another mode. Derivatives are taken on `batch` samples, drawn more often where the
     error is large, and a step is chosen among several dampings on the same; it is taken if it brings the whole pool down.
-    `backwards` says how derivatives are taken; None is backwards where the model can be differentiated.
+    `at_once` samples are differentiated at once, with 0 by differences; None is what the model allows.
     """
-    backwards = sensitivity.differentiable(pool) if backwards is None else backwards
+    at_once = sensitivity.differentiable(pool) if at_once is None else at_once
     draw = torch.Generator().manual_seed(seed)
     damping, missed = 1e-2, 0
     moves = Moves.of(table)
@@ -39,7 +39,7 @@ def descend(
         p = power[0] + (power[1] - power[0]) * k / max(1, steps - 1)
         rows, weight = _drawn(error, whole, batch, draw)
         part = pool.part(rows)
-        normal, slope = _equations(table, moves, part, weight, p, draw, backwards)
+        normal, slope = _equations(table, moves, part, weight, p, draw, at_once)
         if not bool(torch.isfinite(normal).all() and torch.isfinite(slope).all()):
             return
         found: tuple[float, float, Table, Tensor] | None = None
@@ -87,13 +87,13 @@ def _solve(normal: Tensor, slope: Tensor, damping: float) -> Tensor:
 
 
 def _equations(
-    table: Table, moves: Moves, pool: Pool, weight: Tensor, p: float, draw: torch.Generator, backwards: bool
+    table: Table, moves: Moves, pool: Pool, weight: Tensor, p: float, draw: torch.Generator, at_once: int
 ) -> tuple[Tensor, Tensor]:
     """J^T W J and J^T W r of the end points' residuals in all moves, W from the loss of power p and the samples' weights."""
     many = len(moves.units)
     normal = torch.zeros(many, many, dtype=torch.float64)
     slope = torch.zeros(many, dtype=torch.float64)
-    for part, rows in sensitivity.equations(table, moves, pool, draw, backwards):
+    for part, rows in sensitivity.equations(table, moves, pool, draw, at_once):
         error = part.error / pool.scale + TINY
         reach = part.rows.square().sum((0, 2)).to("cpu", torch.float64) / pool.scale
         w = weight[rows] * error ** (p / 2 - 1)

@@ -19,7 +19,7 @@ class Pool:
     """Starts (n, ...), their true end points, and conditions: what errors are measured on.
 
     `weight` (n,), where given, says for how many noises each of these stands; `scale` is the sum of squares of an end point,
-    on average.
+    on average. At most `chunk` samples are run at once.
     """
 
     denoiser: Denoiser
@@ -27,6 +27,7 @@ class Pool:
     truth: Tensor
     cond: dict[str, Any] = field(default_factory=dict)
     weight: Tensor | None = None
+    chunk: int = CHUNK
 
     def __post_init__(self) -> None:
         self.scale = float(self.mean(self.truth.flatten(1).square().sum(1).to("cpu", torch.float64)))
@@ -41,7 +42,8 @@ class Pool:
     def part(self, rows: Tensor | slice) -> "Pool":
         """Some of the samples, with errors relative to the same scale."""
         cond = {k: v[rows] if isinstance(v, Tensor) else v for k, v in self.cond.items()}
-        out = Pool(self.denoiser, self.start[rows], self.truth[rows], cond, None if self.weight is None else self.weight[rows])
+        weight = None if self.weight is None else self.weight[rows]
+        out = Pool(self.denoiser, self.start[rows], self.truth[rows], cond, weight, self.chunk)
         out.scale = self.scale
         return out
 
@@ -50,11 +52,11 @@ class Pool:
         cond = {k: torch.cat([v, other.cond[k]]) if isinstance(v, Tensor) else v for k, v in self.cond.items()}
         weights = [torch.ones(len(p), dtype=torch.float64) if p.weight is None else p.weight for p in (self, other)]
         start, truth = (torch.cat(pair) for pair in ((self.start, other.start), (self.truth, other.truth)))
-        return Pool(self.denoiser, start, truth, cond, torch.cat(weights))
+        return Pool(self.denoiser, start, truth, cond, torch.cat(weights), self.chunk)
 
     def end(self, plan: Plan) -> Tensor:
         """The end points of a plan, finite or not."""
-        parts = [self.part(slice(i, i + CHUNK)) for i in range(0, len(self), CHUNK)]
+        parts = [self.part(slice(i, i + self.chunk)) for i in range(0, len(self), self.chunk)]
         return torch.cat([run(self.denoiser, p.start, plan, check=False, **p.cond).x0 for p in parts])
 
     def errors(self, plan: Plan) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fokker import batches
 from fokker.denoiser import Denoiser, Run
 from fokker.loop import run
 from fokker.solve.pool import Pool
@@ -34,16 +35,27 @@ class Equations:
     error: Tensor
 
 
-def differentiable(pool: Pool) -> bool:
-    """Whether the model's beliefs carry derivatives in the state."""
-    one = pool.part(slice(0, 1))
-    bound = pool.denoiser.bind(Run(1, rows=1))
-    with torch.enable_grad():
-        try:
-            belief: Tensor = bound(one.start.detach().requires_grad_(), 0.5, **one.cond)
-        except RuntimeError:
-            return False
-    return belief.requires_grad
+def differentiable(pool: Pool) -> int:
+    """How many samples' evaluations can be differentiated in the state at once: 0 where the model does not let them."""
+    one, most = pool.part(slice(0, 1)), max(1, min(512, HELD // pool.start[0].numel()))
+    carried = False
+
+    def call() -> None:
+        nonlocal carried
+        bound = one.denoiser.bind(Run(1, rows=1))
+        with torch.enable_grad():
+            x = one.start.detach().requires_grad_()
+            try:
+                belief: Tensor = bound(x, 0.5, **one.cond)
+                torch.autograd.grad(belief, x, torch.ones_like(belief))
+            except RuntimeError as problem:
+                if batches.out_of_memory(problem):
+                    raise
+                return
+        carried = True
+
+    fit = batches.size(call, min(most, pool.chunk), one.start.device)
+    return fit if carried else 0
 
 
 def directions(nfe: int, samples: int, numbers: int) -> int:
@@ -53,7 +65,7 @@ def directions(nfe: int, samples: int, numbers: int) -> int:
 
 
 def cost(nfe: int, samples: int, numbers: int, backwards: bool) -> int:
-    """Evaluations of one sample that the equations of `samples` take, about."""
+    """Evaluations of one sample that the equations of `samples` take, about, backwards or by differences."""
     if backwards:
         # forwards, once more with a graph, once later, and back in every direction
         return samples * nfe * (3 + directions(nfe, samples, numbers))
@@ -61,21 +73,21 @@ def cost(nfe: int, samples: int, numbers: int, backwards: bool) -> int:
 
 
 def equations(
-    table: Table, moves: Moves, pool: Pool, draw: torch.Generator, backwards: bool
+    table: Table, moves: Moves, pool: Pool, draw: torch.Generator, at_once: int
 ) -> Iterator[tuple[Equations, slice]]:
-    """The equations of a pool's samples and which they are of, as many at once as their derivatives leave memory for.
+    """The equations of a pool's samples and which they are of: backwards for `at_once` samples, by differences for 0.
 
     Exact where a sample has no more numbers than it gets directions.
     """
     numbers, n = pool.start[0].numel(), len(pool)
-    if not backwards:
-        size = max(16, min(1024, DIFFERENCES // (numbers * len(moves.units))))
+    if at_once == 0:
+        size = min(pool.chunk, max(16, DIFFERENCES // (numbers * len(moves.units))))
         for i in range(0, n, size):
             part = slice(i, min(i + size, n))
             yield _differences(table, moves, pool.part(part)), part
         return
-    size, many = max(1, min(512, HELD // numbers)), directions(len(table), n, numbers)
-    parts = [_backwards(table, moves, pool.part(slice(i, i + size)), many, draw) for i in range(0, n, size)]
+    many = directions(len(table), n, numbers)
+    parts = [_backwards(table, moves, pool.part(slice(i, i + at_once)), many, draw) for i in range(0, n, at_once)]
     rows, residuals = torch.cat([p.rows for p in parts], 1), torch.cat([p.residuals for p in parts], 1)
     yield Equations(rows, residuals, torch.cat([p.error for p in parts])), slice(0, n)
 

@@ -12,17 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fokker.denoiser import Denoiser
+from fokker.denoiser import Denoiser, Run
 from fokker.keyed import uniform
 from fokker.laws.law import LawDenoiser
 from fokker.plan import Plan
 from fokker.solve.fitted import Trajectories
-from fokker.solve.pool import Pool
+from fokker.solve.pool import CHUNK, Pool
 
 FINE = (16, 32, 64, 128)  # steps with which the model's own flow is followed, until doubling them changes little
-CLOSE = (2e-4, 2e-3)  # this little: the relative difference of end points, for a law and for a network
+CLOSE = (1e-6, 2e-3)  # this little: the relative difference of end points, for a law and for a network
 KEPT = 2**23  # numbers of the trajectories that are remembered
-CHUNK = 1024
 
 
 @dataclass
@@ -38,6 +37,7 @@ class Source:
     seed: int
     end: float | None
     cond: dict[str, Any] = field(default_factory=dict)
+    chunk: int = CHUNK
     paths: Trajectories | None = None
     steps: int = FINE[-1]
     floor: float = 0.0
@@ -54,6 +54,11 @@ class Source:
         """Those of these ids."""
         return {k: v[ids.to(v.device) % len(v)] if isinstance(v, Tensor) else v for k, v in self.cond.items()}
 
+    def one(self) -> None:
+        """One evaluation of one sample, which shows what it takes."""
+        ids = torch.arange(1)
+        self.denoiser.bind(Run(1, rows=1))(self.start(ids), 0.5, **self.conditions(ids))
+
     def converge(self, n: int, nfe: int | None = None) -> None:
         """Find the fewest steps, on the first n ids, that doubling them changes little, or the most there are.
 
@@ -63,7 +68,11 @@ class Source:
         x1, cond = self.start(ids), self.conditions(ids)
 
         def ends(steps: int) -> Tensor:
-            return Trajectories.trace(self.denoiser, x1, steps, self.end, **cond)[1]
+            found = []
+            for i in range(0, n, self.chunk):
+                part = {k: v[i : i + self.chunk] if isinstance(v, Tensor) else v for k, v in cond.items()}
+                found.append(Trajectories.trace(self.denoiser, x1[i : i + self.chunk], steps, self.end, **part)[1])
+            return torch.cat(found)
 
         def change(a: Tensor, b: Tensor) -> float:
             return float((a - b).square().mean().sqrt() / b.square().mean().sqrt().clamp_min(1e-300))
@@ -81,9 +90,9 @@ class Source:
     def pool(self, ids: Tensor, weight: Tensor | None = None) -> Pool:
         """Starts and true end points."""
         x1, cond = self.start(ids), self.conditions(ids)
-        most = CHUNK
+        most = self.chunk
         if self.paths is None:
-            most = max(8, min(CHUNK, len(ids) // 2, KEPT // (self.steps * x1[0].numel())))
+            most = min(most, max(8, min(len(ids) // 2, KEPT // (self.steps * x1[0].numel()))))
         ends = []
         first = 0
         while first < len(ids):
@@ -91,10 +100,10 @@ class Source:
             part = {k: v[rows] if isinstance(v, Tensor) else v for k, v in cond.items()}
             paths, x0 = Trajectories.trace(self.denoiser, x1[rows], self.steps, self.end, **part)
             if self.paths is None:
-                self.paths, most = paths, CHUNK
+                self.paths, most = paths, self.chunk
             ends.append(x0)
             first = rows.stop
-        return Pool(self.denoiser, x1, torch.cat(ends), cond, weight)
+        return Pool(self.denoiser, x1, torch.cat(ends), cond, weight, self.chunk)
 
     def screened(self, first: int, last: int, many: int, one: Plan, other: Plan) -> Pool:
         """About `many` of the ids first .. last - 1, half of them by chance and half by the square of what two plans differ.
@@ -104,7 +113,7 @@ class Source:
         gaps = []
         for begin in range(first, last, CHUNK):
             ids = torch.arange(begin, min(begin + CHUNK, last))
-            pool = Pool(self.denoiser, self.start(ids), torch.zeros(len(ids), 1), self.conditions(ids))
+            pool = Pool(self.denoiser, self.start(ids), torch.zeros(len(ids), 1), self.conditions(ids), chunk=self.chunk)
             gap = (pool.end(one) - pool.end(other)).flatten(1).square().sum(1).to("cpu", torch.float64)
             gaps.append(torch.nan_to_num(gap, nan=0.0, posinf=0.0))
         gap = torch.cat(gaps)

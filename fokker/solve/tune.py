@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fokker import arena
+from fokker import arena, batches
 from fokker.denoiser import Denoiser, Run
 from fokker.errors import FokkerError, unknown
 from fokker.laws.law import LawDenoiser
@@ -66,10 +66,9 @@ class Budget:
     rate: float
 
     @classmethod
-    def of(cls, denoiser: Denoiser, shape: Sequence[int], seconds: float, begun: float, cond: dict[str, Any]) -> "Budget":
+    def of(cls, source: Source, seconds: float, begun: float) -> "Budget":
         """Measured on a few calls."""
-        many = 512 if isinstance(denoiser, LawDenoiser) else 16
-        source = Source(denoiser, tuple(shape), 0, None, cond)
+        denoiser, many = source.denoiser, min(source.chunk, 512 if isinstance(source.denoiser, LawDenoiser) else 16)
         x, given = source.start(torch.arange(many)), source.conditions(torch.arange(many))
         bound, spent = denoiser.bind(Run(many, rows=1)), []
         for _ in range(3):
@@ -141,8 +140,10 @@ def tune(
             f"nfe={nfe}, n={n}, steps={steps}, seconds={seconds} are not accepted; give 1 evaluation, 12 samples and 1 step"
         )
     check_metric(metric)
-    budget = Budget.of(denoiser, shape, seconds, begun, cond)
     source = Source(denoiser, tuple(shape), seed, end, cond)
+    if not isinstance(denoiser, LawDenoiser):
+        source.chunk = batches.size(source.one, source.chunk, source.start(torch.arange(1)).device)
+    budget = Budget.of(source, seconds, begun)
     many = n or _affordable(budget, FINE[-1], nfe)
     # where noises are scarce, their end points are only as exact as the comparison needs
     source.converge(128 if isinstance(denoiser, LawDenoiser) else 8, nfe if many < MOST else None)
@@ -275,7 +276,7 @@ def _statistical(train: Pool, nfe: int, end: float | None, seed: int, budget: Bu
         return []
     cond: dict[str, Any] = {k: v[:many] if isinstance(v, Tensor) else v for k, v in train.cond.items()}
     try:
-        known = ModelStatistics.fit(denoiser, shape, POINTS, many, seed, end=end, chunk=many, **cond)
+        known = ModelStatistics.fit(denoiser, shape, POINTS, many, seed, end=end, chunk=min(many, train.chunk), **cond)
     except (FokkerError, RuntimeError):
         return []  # a model without forward-mode derivatives, or without a log-SNR at an end
     found: dict[str, Plan] = {}
@@ -340,14 +341,14 @@ def _search(
     at = clock()
     for table in starts[:4]:
         field.add(table.name, table.plan())
-    n, nfe, numbers, backwards = len(train), len(starts[0]), train.start[0].numel(), differentiable(train)
+    n, nfe, numbers, at_once = len(train), len(starts[0]), train.start[0].numel(), differentiable(train)
     # half of the noises train and half judge
     budget.rate = 4 * n * nfe / max(clock() - at, 1e-9)
     half, late, done = train.part(slice(0, n // (2 if n >= 128 else 1))), False, 0
 
     def batch(pool: Pool) -> int:
         """Samples whose derivatives a step takes."""
-        least, most = (4 * nfe, len(pool) // 4) if backwards else (8, EQUATIONS // numbers)
+        least, most = (4 * nfe, len(pool) // 4) if at_once else (8, EQUATIONS // numbers)
         return min(len(pool), BATCH, max(least, most))
 
     def planned(steps: int) -> tuple[tuple[Pool, int, int, tuple[float, float]], ...]:
@@ -356,7 +357,7 @@ def _search(
 
     def price(steps: int) -> float:
         rounds = ((k * many, p) for p, k, many, _ in planned(steps))
-        taken = sum(m * (descent.cost(nfe, len(p), batch(p), numbers, backwards) + nfe * n) for m, p in rounds)
+        taken = sum(m * (descent.cost(nfe, len(p), batch(p), numbers, at_once > 0) + nfe * n) for m, p in rounds)
         return taken / budget.rate
 
     if steps is None:
@@ -367,7 +368,7 @@ def _search(
         reached: list[tuple[float, Table]] = []
         for k, start in enumerate(starts[:begun]):
             last = (field.add(start.name, start.plan()), start)
-            for table in descend(start, pool, many, batch(pool), seed + k, power, backwards):
+            for table in descend(start, pool, many, batch(pool), seed + k, power, at_once):
                 value = last[0] if table is last[1] else field.add(table.name, table.plan())
                 last = min(last, (value, table), key=lambda entry: entry[0]) if len(pool) < 256 else (value, table)
                 done += 1
