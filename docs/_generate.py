@@ -203,6 +203,23 @@ def restoration() -> str:
     return f"{said}\n\n" + table(("process", *solvers), rows)
 
 
+def tuning() -> str:
+    """Tuned over best fixed by case and budget, as last measured and kept."""
+    kept = json.loads((Path(__file__).parent.parent / "bench" / "results" / "tuning.json").read_text())
+    ratios: dict[str, dict[int, float]] = {}
+    for row in kept["rows"]:
+        ratios.setdefault(row["case"], {})[row["nfe"]] = row["ratio"]
+    budgets = sorted({row["nfe"] for row in kept["rows"]})
+    lines = [(case, *(f"{found[b]:.2g}" if b in found else "" for b in budgets)) for case, found in ratios.items()]
+    means = [
+        f"{kind}: {kept[key]['cases']} pairs, geometric mean {kept[key]['geometric_mean']:.2f}, "
+        f"largest {kept[key]['worst']:.2f}, {kept[key]['above_half']} above 0.5"
+        for kind, key in (("Laws", "laws"), ("models of the zoo", "models"))
+    ]
+    head = ("case", *(f"{b} calls" for b in budgets))
+    return table(head, lines) + f"\n\n{'; '.join(means)}. {kept['hardware']}, torch {kept['torch']}, {kept['date']}."
+
+
 def compositions() -> str:
     """The three combinations, as last measured and kept."""
     kept = json.loads((Path(__file__).parent.parent / "bench" / "results" / "compositions.json").read_text())
@@ -223,6 +240,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "scaling": scaling,
     "compositions": compositions,
     "restoration": restoration,
+    "tuning": tuning,
     "results": results,
     "counts": counts,
     "commands": commands,
