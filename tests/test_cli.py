@@ -570,6 +570,18 @@ def test_train_goes_on_where_it_stopped_and_gives_a_model_to_sample(sampled: Pat
     assert call("sample", "--model", "run", "--label", "3", "--steps", "2", "--out", "y.png")[0] == 0
 
 
+@pytest.mark.parametrize("method", ["edict", "direct", "infedit"])
+def test_an_edited_picture_and_its_comparison_are_rerun_to_the_bit(
+    tmp_path: Path, files: dict[str, str], method: str
+) -> None:
+    out = tmp_path / "out.png"
+    options = ["--model", files["tiny"] + ".safetensors", "--source-label", "3", "--target-label", "8", "--steps", "2"]
+    assert call("edit", f"{files['pictures']}/40.png", out, *options, "--method", method)[0] == 0
+    for file in (out, tmp_path / "out.compare.png"):
+        assert call("rerun", file)[0] == 0, file.name
+        assert file.with_name(f"{file.stem}.rerun.png").read_bytes() == file.read_bytes()
+
+
 def test_a_restored_photograph_is_rerun_to_the_bit_and_keeps_what_was_known(tmp_path: Path, files: dict[str, str]) -> None:
     from PIL import Image
 

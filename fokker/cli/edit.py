@@ -29,6 +29,7 @@ METHODS = {
     "null-text": (3.0, 1.0),
     "infedit": (1.5, 0.7),
 }
+COMPARE = "compare"
 NULL_RATE = 0.1  # of null-text optimisation, in units of the embeddings of our networks
 
 
@@ -83,15 +84,12 @@ def edit(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Change a picture from one condition to another, by inversion (edict, bdia, direct, ddim, null-text) or without."""
-    from fokker import model as models
-
     if out.suffix.lower() != ".png":
         raise FokkerError(f"{str(out)!r} is not accepted; pictures are written without loss, so end it in .png")
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     beside = out.with_name(f"{out.stem}.compare.png") if compare else None
     job.check_writable(out, beside)
-    loaded = models.load(models.locate(model), job.device_of(device))
     wanted = Wanted(
         str(picture_in), model, method,
         conditions("source", source_prompt, source_label, source or []),
@@ -99,16 +97,11 @@ def edit(
         steps, METHODS[method][0] if scale is None else scale, METHODS[method][1] if start is None else start, share, seed,
         job.device_of(device),
     )  # fmt: skip
-    before = opened(picture_in, loaded)
-    begin = time.perf_counter()
-    after, nfe = run(wanted, loaded, before)
-    seconds = time.perf_counter() - begin
-    found = {"source_sha256": _sha256(picture_in), "model_sha256": models.digest(models.locate(model)), "nfe": nfe}
-    record = provenance.record("edit", dataclasses.asdict(wanted), **found)
-    digest = picture.save_page(out, loaded.decode(after)[0], record)
+    done = make(wanted)
+    digest = done.write(out)
     if beside is not None:
-        both = loaded.decode(_joined(before, after))
-        picture.save_page(beside, picture.tile(both, 2), record)
+        done.write(beside, COMPARE)
+    before, after, nfe, seconds = done.before, done.after, done.record["nfe"], done.seconds
     moved = float((after - before).square().mean().sqrt())
     said = {"out": str(out), "compare": beside and str(beside), "size": list(before.shape[-2:]), "method": method, "nfe": nfe,
             "changed": moved, "seconds": round(seconds, 3), "digest": digest}  # fmt: skip
@@ -117,6 +110,47 @@ def edit(
         return
     also = f", beside it {beside.name}" if beside is not None else ""
     typer.echo(f"{out}: {method}, {nfe:g} evaluations, {seconds:.1f} s; pixels changed by {moved:.3f} of 2 (rms){also}")
+
+
+@dataclass(frozen=True)
+class Done:
+    """Before and after in the denoiser's space, the model that decodes them, the record of the run, seconds."""
+
+    before: "Tensor"
+    after: "Tensor"
+    model: "Model"
+    record: dict[str, Any]
+    seconds: float
+
+    def write(self, path: Path, page: str = "") -> str:
+        """The edited picture, or with page "compare" before and after; the digest of its pixels."""
+        if page == COMPARE:
+            both = picture.tile(self.model.decode(_joined(self.before, self.after)), 2)
+            return picture.save_page(path, both, {**self.record, "page": page})
+        return picture.save_page(path, self.model.decode(self.after)[0], self.record)
+
+
+def make(wanted: Wanted) -> Done:
+    """Open the model and the picture, and edit it."""
+    from fokker import model as models
+
+    path = models.locate(wanted.model)
+    loaded = models.load(path, wanted.device)
+    before = opened(Path(wanted.source), loaded)
+    begin = time.perf_counter()
+    after, nfe = run(wanted, loaded, before)
+    seconds = time.perf_counter() - begin
+    found = {"source_sha256": _sha256(Path(wanted.source)), "model_sha256": models.digest(path), "nfe": nfe}
+    return Done(before, after, loaded, provenance.record("edit", dataclasses.asdict(wanted), **found), seconds)
+
+
+def again(record: dict[str, Any], model: str | None, out: Path) -> tuple[str, str, float]:
+    """An edit from its record, for `fokker rerun`: the digest of its pixels, the hash of the model, seconds."""
+    options = record["options"]
+    if set(options) != {f.name for f in dataclasses.fields(Wanted)}:
+        raise FokkerError("the record has other options than this version knows; use its own version")
+    done = make(Wanted(**options) if model is None else Wanted(**{**options, "model": model}))
+    return done.write(out, record.get("page", "")), done.record["model_sha256"], done.seconds
 
 
 def conditions(side: str, prompt: str | None, label: str | None, more: list[str]) -> dict[str, Any]:

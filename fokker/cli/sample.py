@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from fokker.cli import choose, job, picture, provenance, restore, spec
+from fokker.cli import choose, edit, job, picture, provenance, restore, spec
 from fokker.cli.plan import End, GridName, Nfe, Steps
 from fokker.cli.terminal import Progress, print_json
 from fokker.errors import FokkerError
@@ -157,7 +157,7 @@ def rerun(
     if show:
         print_json(record)
         return
-    if record["command"] not in ("sample", "restore"):
+    if record["command"] not in ("sample", "restore", "edit"):
         raise FokkerError(f"{str(file)!r} was made by {record['command']!r}, which cannot be rerun")
     out = out or file.with_name(f"{file.stem}.rerun{file.suffix}")
     provenance.check_suffix(out)
@@ -165,6 +165,8 @@ def rerun(
         raise FokkerError(f"--out {str(out)!r} is of another kind than {str(file)!r}; use the same ending")
     if record["command"] == "restore":
         digest, sha256, seconds = restore.again(record["options"], model, out)
+    elif record["command"] == "edit":
+        digest, sha256, seconds = edit.again(record, model, out)
     else:
         wanted = job.Job.read(record["options"])
         if model is not None:
