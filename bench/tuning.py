@@ -179,7 +179,7 @@ def main() -> None:
                 shape, held = law.shape, options.held if law.components * law.rank * law.dim < 2e5 else options.held // 8
             else:
                 denoiser, shape, conditions = zoo(which)
-                words, held = which, 256 if which == "digits" else 64
+                words, held = which, 256
                 cond = conditions(held)
             if pool is None:
                 pool = judged(denoiser, shape, options.seed, cond, held)
