@@ -123,6 +123,6 @@ def test_a_picture_of_any_size_is_restored_and_its_known_pixels_kept_to_the_bit(
     assert trace.x0.shape == x.shape and torch.equal(trace.x0[known], y[known])
     again = photograph.restore(inner, operator, y, shape, fk.restore.DDNM, plan, photograph.Tiling(size, 4, 2), seed=1, batch=1)
     assert torch.allclose(again.x0, trace.x0, atol=1e-6)
-    with pytest.raises(FokkerError, match="has an anchor"):
+    with pytest.raises(FokkerError, match="restores by itself"):
         photograph.restore(Pointwise(fk.anchored.MeanReverting()), operator, y, shape, fk.restore.DDNM, plan,
                            photograph.Tiling(size, 4, 2))  # fmt: skip
