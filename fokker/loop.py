@@ -322,7 +322,8 @@ def combine(terms: tuple[tuple[int, Number], ...], slots: list[Any], large: bool
     out: Tensor | None = _first_two(terms, slots) if large else None
     for slot, c in terms if out is None else terms[2:]:
         source: Tensor = slots[slot]
-        if not isinstance(c, Tensor):
+        # the class is known at once, where isinstance asks torch's metaclass
+        if type(c) is float or not isinstance(c, Tensor):
             out = source * c if out is None else out.add_(source, alpha=c)
         else:
             wide = torch.promote_types(source.dtype, torch.float32)
