@@ -35,9 +35,12 @@ class REDDiff(Restorer):
     rho = sigma / alpha, nothing blows up without signal, and nothing is differentiated through the network.
 
     lam      the weight of the prior; data and prior are means over what was measured and over x, so it depends on both dims
-    (where y keeps the unknown pixels of a mask as zeros the public code counts them too, which is a smaller v)
+             (where y keeps the unknown pixels of a mask as zeros the public code counts them too, which is a smaller v)
     weight   w_t = lam f(rho): "snr" (the paper's) f = rho, "constant" 1, "sqrt" sqrt(rho), "log" log(1 + rho), "clip"
-    min(rho, 1) lr, betas  Adam's; v the weight of the data; times "plan", or "random": uniform in t, whatever the plan says
+             min(rho, 1)
+    lr, betas  Adam's
+    v        the weight of the data
+    times    "plan", or "random": uniform in t, whatever the plan says
     start    where mu begins, instead of A^+ y
 
     A may be nonlinear (then `start` is needed). A mode-like point and not a sample. Raises FokkerError for unknown options.

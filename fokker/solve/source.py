@@ -29,7 +29,7 @@ class Source:
     """Starts named by ids, with `shape` a sample; conditions go round over the ids.
 
     The model's own flow is followed in `steps` steps, which leaves the relative error `floor` in its end points. Once a pool
-    was made, `paths` are the trajectories of its first samples.
+    was made, `paths` are the trajectories of its first samples. At most `chunk` samples are run at once.
     """
 
     denoiser: Denoiser

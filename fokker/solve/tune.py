@@ -106,8 +106,8 @@ def tune(
     """The best plan with `nfe` evaluations for this denoiser, judged on samples of `shape` (of one sample).
 
     The error is the end points' RMS distance to the denoiser's own flow, integrated to convergence, relative to their size.
-    One half of `n` noises trains and the other chooses between what was found and every fixed solver x grid, so that the plan
-    returned is never worse than the best of them there.
+    One half of `n` noises trains and ranks every fixed solver x grid; the other chooses between what was found and the best of
+    these, so that the plan returned is never worse than any of them there.
 
     metric   the name of a metric of `fokker.measure`, which compares the samples with the end points of the flow, or a function
              of samples (n, *shape), smaller is better; it chooses at the end instead of the RMS distance
