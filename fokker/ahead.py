@@ -52,7 +52,7 @@ def ahead(run: "Run") -> Ahead:
             if slot in gains:
                 gain = gain + c * gains[slot]
         others = tuple((slot, c) for slot, c in row.terms if view[slot] is not None)
-        zero = ((len(slots) - 1, 0.0),)
+        zero = ((run.row, 0.0),)
         view[row.row] = combine(others or zero, view)
         if row.row in gains or not isinstance(gain, float) or gain != 0.0:
             gains[row.row] = gain

@@ -119,8 +119,9 @@ class Denoiser(nn.Module):
     def bind(self, run: Run) -> Self:
         """A copy for one trajectory, and of the denoisers it holds; parameters are shared, what is remembered starts anew."""
         bound = copy.copy(self)
-        bound._modules = {k: None if m is None else _bound(m, run) for k, m in self._modules.items()}
-        bound.run = run
+        # into the dictionary at once: neither is a parameter, which is what a module looks into first
+        bound.__dict__["_modules"] = {k: None if m is None else _bound(m, run) for k, m in self._modules.items()}
+        bound.__dict__["run"] = run
         return bound
 
 

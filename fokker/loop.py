@@ -5,11 +5,12 @@ stayed finite is read once at the end (if not, the run, which is a pure function
 every row to name the one that broke).
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -184,8 +185,7 @@ def _anchored(watch: Watch, process: Process, y: Tensor) -> Watch:
     return lambda run, x, belief: watch(run, _shift(process, x, y, run.t, 1.0), belief)
 
 
-@dataclass(frozen=True, slots=True)
-class Instruction:
+class Instruction(NamedTuple):
     """A row ready to run: sources are slots of one list (states, then beliefs, then noises, then the constant 1)."""
 
     row: int
@@ -275,34 +275,34 @@ def _rows(
 ) -> tuple[tuple[Tensor, ...], Run, bool]:
     first, n = inputs[0], len(plan.rows)
     slots: list[Any] = [None] * (2 * n + len(plan.noises) + 1)
-    slots[-1] = first.new_ones(()).expand(first.shape)
+    if plan.affine:
+        slots[-1] = first.new_ones(()).expand(first.shape)
     slots[: len(inputs)] = inputs
     if noise is None and plan.noises:
         noise = Brownian(tuple(first.shape), context.seed, context.ids, first.dtype, first.device)
     context.table = slots, noise
     state: Any = None
     large = not torch.compiler.is_exporting() and first.numel() >= LARGE  # an exported graph is for any batch
-    for row in compiled(plan):
-        k = row.row
+    for k, terms, t, draws, free, step in compiled(plan):
         if noise is not None:
-            for slot, a, b in row.draws:
+            for slot, a, b in draws:
                 # somebody may have looked ahead
                 if slots[slot] is None:
                     slots[slot] = noise.increment(a, b)
-        if row.step is not None:
-            context.row, context.t = k, row.step.t
-            source = slots[row.terms[0][0]]
-            given = (partial(_uniform, context, first.device),) if row.step.draws else ()
-            slots[k], state = row.step.function(source, row.step.t, row.step.s, partial(predict, **cond), state, *given)
-        elif row.terms:
-            slots[k] = combine(row.terms, slots, large)
-        if row.t is not None:
-            context.row, context.t = k, row.t
+        if step is not None:
+            context.row, context.t = k, step.t
+            source = slots[terms[0][0]]
+            given = (partial(_uniform, context, first.device),) if step.draws else ()
+            slots[k], state = step.function(source, step.t, step.s, partial(predict, **cond), state, *given)
+        elif terms:
+            slots[k] = combine(terms, slots, large)
+        if t is not None:
+            context.row, context.t = k, t
             x = slots[k]
-            belief = slots[n + k] = predict(x, row.t, **cond)
+            belief = slots[n + k] = predict(x, t, **cond)
             if watch is not None and watch(context, x, belief):
                 return (belief,), context, True
-        for slot in row.free:
+        for slot in free:
             slots[slot] = None
     return tuple(slots[k] for k in plan.outputs), context, False
 
@@ -314,7 +314,7 @@ def _uniform(context: Run, device: torch.device, shape: tuple[int, ...], index: 
 
 def finite(x: Tensor) -> bool:
     """Whether all numbers of x are; one pass where they are, since what is not finite stays so in a sum."""
-    return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
+    return math.isfinite(x.sum().item()) or bool(torch.isfinite(x).all())
 
 
 def combine(terms: tuple[tuple[int, Number], ...], slots: list[Any], large: bool = False) -> Tensor:

@@ -11,6 +11,7 @@ respect to its times and handed to another library.
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -151,6 +152,11 @@ class Plan:
     @property
     def stochastic(self) -> bool:
         return bool(self.noises) or any(isinstance(r, Step) and r.draws for r in self.rows)
+
+    @cached_property
+    def affine(self) -> bool:
+        """Whether a row adds a constant."""
+        return any(kind == "1" for row in self.rows if isinstance(row, Row) for (kind, _), _ in row.terms)
 
     def table(self) -> str:
         """The plan as text, one row a line."""

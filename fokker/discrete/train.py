@@ -18,7 +18,7 @@ from fokker.discrete.process import TokenProcess
 from fokker.errors import FokkerError, unknown
 from fokker.train.ema import Average
 from fokker.train.rate import Rate
-from fokker.train.trainer import Optimiser, Trainer
+from fokker.train.trainer import Trainer
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from fokker.errors import FokkerError
 from fokker.train.ema import Average
 from fokker.train.objective import Objective
 from fokker.train.rate import Rate
-from fokker.train.trainer import Optimiser, Trainer
+from fokker.train.trainer import Trainer
 
 
 @dataclass(frozen=True)

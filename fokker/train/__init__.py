@@ -14,10 +14,11 @@ An objective (`fokker.train.objective.Objective`) states what is random and what
 from fokker.train.config import Recipe, load_recipe
 from fokker.train.ema import EMA, Average
 from fokker.train.objective import Denoising, Key, Objective, weight
+from fokker.train.optimiser import Optimiser
 from fokker.train.rate import Rate
 from fokker.train.recipe import main, train
 from fokker.train.state import Checkpoints, State
-from fokker.train.trainer import Every, Optimiser, Trainer
+from fokker.train.trainer import Every, Trainer
 
 __all__ = [
     "EMA",

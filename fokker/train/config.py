@@ -16,8 +16,9 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from fokker.errors import FokkerError, unknown
 from fokker.train.ema import Average
 from fokker.train.objective import Denoising
+from fokker.train.optimiser import Optimiser
 from fokker.train.rate import Rate
-from fokker.train.trainer import PRECISIONS, Optimiser
+from fokker.train.trainer import PRECISIONS
 
 T = TypeVar("T")
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
@@ -210,7 +211,8 @@ def _value(hint: Any, value: Any, place: str) -> Any:
             return {_SHORT[place]: value}
         if not isinstance(value, Mapping):
             raise _wrong(place, "a section with keys", value)
-        return _numbers(value)
+        kind = get_args(hint)[1]
+        return _numbers(value) if kind is Any else {k: _value(kind, v, f"{place}.{k}") for k, v in _dotted(value)}
     if get_origin(hint) is tuple:
         if not isinstance(value, list | tuple):
             raise _wrong(place, "a list", value)
@@ -257,6 +259,15 @@ def _numbers(tree: Any) -> Any:
     if isinstance(tree, list):
         return [_numbers(v) for v in tree]
     return float(tree) if isinstance(tree, str) and _EXPONENT.fullmatch(tree) else tree
+
+
+def _dotted(tree: Mapping[Any, Any]) -> list[tuple[str, Any]]:
+    """The values of nested sections by their dotted keys, which may be written either way."""
+    found: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        below = _dotted(value) if isinstance(value, Mapping) else [("", value)]
+        found += [(f"{key}.{rest}" if rest else str(key), v) for rest, v in below]
+    return found
 
 
 def _wrong(place: str, wanted: str, value: Any) -> FokkerError:

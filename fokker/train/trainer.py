@@ -16,6 +16,7 @@ from fokker.errors import FokkerError, unknown
 from fokker.train.ema import EMA, Average
 from fokker.train.feed import Feed
 from fokker.train.objective import Objective, Tensors
+from fokker.train.optimiser import Optimiser, flag, pace
 from fokker.train.rate import Rate
 from fokker.train.report import Report, say
 from fokker.train.shard import gathered, local, shard, synchronise, whole
@@ -25,56 +26,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 PRECISIONS = ("auto", "no", "bf16")
-
-
-@dataclass(frozen=True)
-class Optimiser:
-    """AdamW; kernels decay by `weight_decay`, gains and biases do not; `clip` bounds the gradient norm (0 = off)."""
-
-    beta1: float = 0.9
-    beta2: float = 0.99
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip: float = 1.0
-
-    def groups(self, module: nn.Module) -> list[dict[str, Any]]:
-        """What decays and what does not."""
-        trainable = [p for p in module.parameters() if p.requires_grad]
-        if not trainable:
-            raise FokkerError("the denoiser has no trainable parameter; give one with a network")
-        groups = [
-            {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        return [group for group in groups if group["params"]]
-
-    def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        """The fused optimiser with its state laid out, so that the first checkpoint is complete."""
-        groups = self.groups(module)
-        optimiser = torch.optim.AdamW(groups, lr=0.0, betas=(self.beta1, self.beta2), eps=self.eps, fused=True)
-        for p in (p for group in groups for p in group["params"]):
-            p.grad = torch.zeros_like(p)
-        flag(optimiser, None, torch.ones((), device=groups[0]["params"][0].device))
-        optimiser.step()  # a step that is flagged as not finite allocates and changes nothing
-        optimiser.zero_grad(set_to_none=True)
-        return optimiser
-
-    def build_sharded(self, module: nn.Module) -> torch.optim.Optimizer:
-        """The same for slices of weights, which the fused optimiser cannot be told to skip: its empty step is undone."""
-        optimiser = torch.optim.AdamW(self.groups(module), lr=0.0, betas=(self.beta1, self.beta2), eps=self.eps, foreach=True)
-        for p in (p for group in optimiser.param_groups for p in group["params"]):
-            p.grad = torch.zeros_like(p)
-        optimiser.step()
-        for slots in optimiser.state.values():
-            slots["step"].zero_()
-        optimiser.zero_grad(set_to_none=True)
-        return optimiser
-
-
-def flag(optimiser: torch.optim.Optimizer, scale: Tensor | None, bad: Tensor) -> None:
-    """Tell a fused optimiser to divide gradients by `scale` and to skip its step where `bad` is 1, without a wait."""
-    optimiser.grad_scale = scale  # type: ignore[attr-defined]
-    optimiser.found_inf = bad  # type: ignore[attr-defined]
 
 
 class Step(nn.Module):
@@ -180,9 +131,7 @@ class Trainer:
         """One update of weights, average and counter; the device is not waited for."""
         state, first = self.state, self.state.samples
         # the middle of the batch: neither end of the schedule is a wasted update
-        rate = self.rate.at(first + self.batch / 2, self.samples)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        pace(self.optimiser, self.rate.at(first + self.batch / 2, self.samples))
         _seed((self.seed * 1_000_003 + first * 1_009 + self.accelerator.process_index) % 2**63, self.accelerator.device)
         parts = self.feed.take(first, first + self.batch < self.samples)
         loss = torch.zeros((), device=self.accelerator.device)
