@@ -19,7 +19,7 @@ from fokker import store
 from fokker.errors import FokkerError
 from fokker.train import Checkpoints, State
 from fokker.train.ema import EMA, Average
-from fokker.train.trainer import Optimiser
+from fokker.train.optimiser import Optimiser
 
 # --- the file ----------------------------------------------------------------------------------------------------------
 

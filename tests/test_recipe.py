@@ -17,6 +17,7 @@ from fokker.model import load
 from fokker.train import load_recipe, train
 
 TRANSFORMER = {"kind": "dit", "width": 32, "depth": 2, "heads": 2, "patch": 2}
+SLOW = {"rates": {"denoiser.net.inp": 0.1}}
 
 
 def recipe(folder: Path, **changes: Any) -> Path:
@@ -133,7 +134,12 @@ def test_overrides_reach_nested_sections_and_short_forms(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"sharded": True, "accumulate": 2}, {"sharded": True, "net": TRANSFORMER}, {"sharded": True, "precision": "bf16"}],
+    [
+        {"optimiser": SLOW},
+        {"sharded": True, "accumulate": 2, "optimiser": SLOW},
+        {"sharded": True, "net": TRANSFORMER},
+        {"sharded": True, "precision": "bf16"},
+    ],
     ids=["copies", "slices", "slices of a transformer", "slices in bf16"],
 )
 def test_two_processes_train_as_one(tmp_path: Path, options: dict) -> None:

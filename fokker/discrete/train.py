@@ -17,6 +17,7 @@ from fokker.discrete.objective import TimeFree, TokenBound, bits_per_token
 from fokker.discrete.process import TokenProcess
 from fokker.errors import FokkerError, unknown
 from fokker.train.ema import Average
+from fokker.train.optimiser import Optimiser
 from fokker.train.rate import Rate
 from fokker.train.trainer import Trainer
 

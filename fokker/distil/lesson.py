@@ -15,6 +15,7 @@ from fokker.denoiser import Denoiser, NetworkDenoiser
 from fokker.errors import FokkerError
 from fokker.train.ema import Average
 from fokker.train.objective import Objective
+from fokker.train.optimiser import Optimiser
 from fokker.train.rate import Rate
 from fokker.train.trainer import Trainer
 

@@ -1,4 +1,4 @@
-"""The optimiser of a run: AdamW, the decay of each kind of parameter, and the share of the learning rate that each part gets."""
+"""The optimiser of a run: AdamW, which parameters decay, and the share of the learning rate that each part gets."""
 
 import math
 from collections.abc import Iterable, Mapping
