@@ -112,7 +112,8 @@ class Slices(Charts):
 class Charted(Wrapper):
     """A denoiser of pieces as one of whole states: gather, ask about every piece, scatter. `batch` pieces a call.
 
-    Conditions and times go to all pieces of their sample. Evaluations count pieces.
+    Conditions and times go to all pieces of their sample; the anchor y of an anchored process, which has the state's shape, is
+    cut as the state is. Evaluations count pieces.
     Reference: Bar-Tal, Yariv, Lipman, Dekel 2023, arXiv 2302.08113 (fusing the answers of overlapping views at every step).
     """
 
@@ -137,7 +138,8 @@ class Charted(Wrapper):
         times = spread(t)
         if isinstance(times, Tensor) and times.ndim > 1 and times.numel() > len(times):
             raise FokkerError("Charted needs one time per sample; times that differ within one would have to be cut as well")
-        conds = {name: spread(value) for name, value in cond.items()}
+        anchor = {"y": self.charts.gather(self.process.anchor(cond.pop("y", None)))} if self.process.anchored else {}
+        conds = {name: spread(value) for name, value in cond.items()} | anchor
         answers = []
         for first in range(0, len(pieces), self.batch):
             part = slice(first, first + self.batch)

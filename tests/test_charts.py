@@ -126,3 +126,31 @@ def test_a_picture_of_any_size_is_restored_and_its_known_pixels_kept_to_the_bit(
     with pytest.raises(FokkerError, match="restores by itself"):
         photograph.restore(Pointwise(fk.anchored.MeanReverting()), operator, y, shape, fk.restore.DDNM, plan,
                            photograph.Tiling(size, 4, 2))  # fmt: skip
+    with pytest.raises(FokkerError, match="has no anchor"):
+        photograph.along(inner, y, plan, photograph.Tiling(size, 4, 2))
+
+
+class Beside(fk.Denoiser):
+    """A belief that knows each number and that of the observation, and the largest observed one of what it is asked about."""
+
+    def x0(self, x_t: Tensor, t: fk.process.Time, y: Tensor) -> Tensor:
+        alpha, beta, sigma = self.process.coefficients(t, x_t)
+        return 0.3 * y + 0.1 * y.amax((1, 2, 3), True) + alpha / (alpha**2 + sigma**2) * (x_t - beta * y)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (9, 13), (3, 10)])
+@pytest.mark.parametrize("process", [fk.ResidualShift(), fk.anchored.MeanReverting()])
+def test_an_anchored_denoiser_of_tiles_sees_its_own_part_of_the_observation(process, size):
+    plan = fk.solve.get("ddim").plan(process, fk.grids.get("logsnr")(4, end=0))
+    tiling = photograph.Tiling(size, 4, 2)
+    # one number everywhere, which is its own largest: tiles and whole are the same law, whatever is continued at the borders
+    y = torch.full((1, 2, *size), -0.7)
+    begin = process.start(fk.noise((1, 2, *tiling.canvas), seed=1), torch.full((1, 2, *tiling.canvas), -0.7))
+    whole = fk.sample(Beside(process), begin, plan, y=torch.full((1, 2, *tiling.canvas), -0.7))
+    found = photograph.along(Beside(process), y, plan, tiling, seed=1, batch=2).x0
+    assert found.shape == y.shape and torch.allclose(found, whole[..., : size[0], : size[1]], atol=1e-5)
+    # a bright corner is seen by the tiles that hold it alone
+    if size == (9, 13):
+        y[..., 0, 0] = 5.0
+        change = photograph.along(Beside(process), y, plan, tiling, seed=1).x0 - found
+        assert bool((change[..., :2, :2].abs() > 0.1).all()) and not bool(change[..., 4:, 4:].any())

@@ -605,3 +605,30 @@ def test_a_restored_photograph_is_rerun_to_the_bit_and_keeps_what_was_known(tmp_
                   ("--operator", "mask:2"), ("--restorer", "mask"), ("--overlap", "40"), ("--model", "digits:3")):  # fmt: skip
         assert call("restore", source, out, *wrong)[0] == 2, wrong
     assert call("restore", source, tmp_path / "out.jpg")[0] == 2 and call("restore", tmp_path / "no.png", out)[0] == 2
+
+
+def test_a_model_of_an_anchored_process_restores_what_it_was_trained_on(tmp_path: Path, files: dict[str, str]) -> None:
+    from PIL import Image
+
+    import fokker as fk
+    from fokker.data.source import Condition
+    from fokker.denoiser import NetworkDenoiser
+    from fokker.model import Model
+    from fokker.net import build
+
+    net = build("digits", channels=3, width=8, classes=0, image_channels=3)
+    known = {"y": Condition((3, 8, 8), False)}
+    model = Model(NetworkDenoiser(net, fk.ResidualShift(), "edm", 0.7), (3, 8, 8), conditions=known)
+    source, out, bare, told = f"{files['pictures']}/40.png", tmp_path / "out.png", tmp_path / "bare", tmp_path / "told"
+    model.save(bare.with_suffix(".safetensors"))
+    model.card = {"trained": {"recipe": {"data": {"degrade": {"operator": "downsample", "factor": 2, "noise_std": 0.1}}}}}
+    model.save(told.with_suffix(".safetensors"))
+    code, said, _ = call("restore", source, out, "--model", f"{told}.safetensors", "--json")
+    assert code == 0 and json.loads(said)["size"] == [6, 8] and json.loads(said)["nfe"] == 8
+    assert call("rerun", out)[0] == 0
+    code, said, _ = call("restore", source, out, "--model", f"{told}.safetensors", "--measured", "--draws", "2")
+    assert code == 0 and Image.open(out).size == (16, 12)
+    assert call("restore", source, out, "--model", f"{bare}.safetensors", "--operator", "blur:1")[0] == 0
+    for wrong, name in ((("--restorer", "ddnm"), told), ((), bare)):
+        code, _, sentence = call("restore", source, out, "--model", f"{name}.safetensors", *wrong)
+        assert code == 2 and sentence.count("\n") == 1, sentence

@@ -103,7 +103,7 @@ def run(job: Job, show: Callable[[int, int], None] = lambda done, total: None) -
     denoiser: Denoiser = model.denoiser
     if denoiser.process.anchored:
         raise FokkerError(
-            f"{job.model!r} restores an observation and does not sample from nothing; give one from Python: fk.sample(..., y=y)"
+            f"{job.model!r} restores an observation and does not sample from nothing; use fokker restore --model {job.model}"
         )
     plan = job.laid(denoiser)
     cond, away = conditions_of(model, job), negative_of(model, job)

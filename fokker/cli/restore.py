@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 EXAMPLE = "fokker restore --model photos --operator mask:0.5 in.png out.png"
 BLOCK = 16  # pixels a side of what compressed sensing combines, unless told otherwise
+PLAIN = {"operator": "mask:0.5", "noise": 0.0, "restorer": "ddnm", "solver": "renoise:eta=1", "steps": 40, "grid": "karras"}
+ANCHORED = {"solver": "residual-ancestral", "steps": 8, "grid": "logsnr"}
 AS_PICTURES = ("mask", "blur", "downsample", "colourise")  # operators whose measurement is a picture
 
 
@@ -52,17 +54,21 @@ class Wanted:
 def restore(
     source: Annotated[Path, typer.Argument(help="A picture: the photograph to measure, or with --measured what was measured.")],
     out: Annotated[Path, typer.Argument(help="Where to write the restored picture, a .png.")],
-    model: Annotated[str, typer.Option(help="A model of the zoo or a path.")] = "photos",
+    model: Annotated[
+        str, typer.Option(help="A model of the zoo or a path; one of an anchored process restores what it was trained on.")
+    ] = "photos",
     operator: Annotated[
-        str, typer.Option(help="mask:0.5, blur:1.5, downsample:2, colourise, gaussian:0.25, ct:30, ...")
-    ] = "mask:0.5",
+        str | None, typer.Option(help="mask:0.5 (default), blur:1.5, downsample:2, colourise, gaussian:0.25, ct:30, ...")
+    ] = None,
     noise: Annotated[
-        float, typer.Option(min=0, max=10, help="Standard deviation of the noise; white is 1 and black -1.")
-    ] = 0.0,
-    restorer: Annotated[str, typer.Option(help="ddnm, pigdm, diffpir, ... with options as in ddnm:data_std=0.5.")] = "ddnm",
-    solver: Annotated[str, typer.Option(help="Its solver.")] = "renoise:eta=1",
-    steps: Annotated[int, typer.Option(min=1, max=choose.MOST_STEPS, help="Steps.")] = 40,
-    grid: Annotated[str, typer.Option(help="Grid of times.")] = "karras",
+        float | None, typer.Option(min=0, max=10, help="Standard deviation of the noise; white is 1 and black -1.")
+    ] = None,
+    restorer: Annotated[
+        str | None, typer.Option(help="ddnm (default), pigdm, diffpir, ... with options as in ddnm:data_std=0.5.")
+    ] = None,
+    solver: Annotated[str | None, typer.Option(help="Its solver; renoise:eta=1, or residual-ancestral if anchored.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=choose.MOST_STEPS, help="Steps; 40, or 8 if anchored.")] = None,
+    grid: Annotated[str | None, typer.Option(help="Grid of times; karras, or logsnr if anchored.")] = None,
     draws: Annotated[int, typer.Option(min=1, max=64, help="The mean of so many draws: smoother, and nearer in dB.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of mask, noise and draws.")] = 0,
     measured: Annotated[
@@ -77,38 +83,61 @@ def restore(
     """Restore a photograph of any size from half of its pixels, blurred, small, grey or scanned, by overlapping patches."""
     beside = out.with_name(f"{out.stem}.compare.png") if compare else None
     job.check_writable(out, beside)
-    wanted = Wanted(
-        str(source), model, operator, restorer, solver, steps, grid, noise, seed, draws, overlap, measured, batch,
-        job.device_of(device),
-    )  # fmt: skip
-    digest, _, done, seconds = write(wanted, out)
+    where = job.device_of(device)
+    loaded = _loaded(model, where)
+    given = {"operator": operator, "noise": noise, "restorer": restorer, "solver": solver, "steps": steps, "grid": grid}
+    chosen = settled(model, loaded, {k: v for k, v in given.items() if v is not None})
+    wanted = Wanted(source=str(source), model=model, seed=seed, draws=draws, overlap=overlap, measured=measured, batch=batch,
+                    device=where, **chosen)  # fmt: skip
+    digest, _, done, seconds = write(wanted, loaded, out)
     if beside is not None:
         done.compare(beside, wanted)
     said = {"out": str(out), "compare": beside and str(beside), "size": list(done.x.shape[-2:]), "tiles": done.tiles,
-            "nfe": steps * draws, "seconds": round(seconds, 3), "digest": digest} | done.values  # fmt: skip
+            "nfe": wanted.steps * draws, "seconds": round(seconds, 3), "digest": digest} | done.values  # fmt: skip
     if json:
         print_json(said)
         return
     gained = f"; {said['psnr']:.2f} dB, from {said['psnr_before']:.2f} before" if "psnr" in said else ""
     also = f", beside it {beside.name}" if beside is not None else ""
-    typer.echo(f"{out}: {done.x.shape[-2]} x {done.x.shape[-1]} pixels, {done.tiles} tiles, {steps * draws} evaluations each, "
+    typer.echo(f"{out}: {done.x.shape[-2]} x {done.x.shape[-1]} pixels, {done.tiles} tiles, {said['nfe']} evaluations each, "
                f"{seconds:.1f} s{gained}{also}")  # fmt: skip
 
 
-def write(wanted: Wanted, out: Path) -> "tuple[str, str, Done, float]":
+def settled(name: str, model: "Model", given: dict[str, Any]) -> dict[str, Any]:
+    """What was given, and for the rest the usual; a model of an anchored process is its own restorer of what it has learnt."""
+    if not model.process.anchored:
+        return {**PLAIN, **given}
+    if "restorer" in given:
+        raise FokkerError(f"model {name!r} is a restorer itself ({model.process.name}); leave out --restorer")
+    learnt = dict(model.card.get("trained", {}).get("recipe", {}).get("data", {}).get("degrade", {}))
+    if "operator" not in given and not learnt:
+        raise FokkerError(f"model {name!r} does not say what it has learnt to restore; name it with --operator")
+    noise, operator = learnt.pop("noise_std", 0.0), learnt.pop("operator", "")
+    options = ",".join(f"{k}={value}" for k, value in learnt.items() if k not in ("shape", "seed"))
+    words = f"{operator}:{options}" if options else operator
+    return {"operator": words, "noise": float(noise), "restorer": model.process.name, **ANCHORED, **given}
+
+
+def _loaded(name: str, device: str) -> "Model":
+    """A model of pixels."""
+    from fokker import model as models
+
+    model = models.load(name, device)
+    if len(model.shape) != 3 or type(model.codec).__name__ != "Identity":
+        raise FokkerError(f"model {name!r} is not one of pixels in two dimensions; give one such as photos")
+    return model
+
+
+def write(wanted: Wanted, model: "Model", out: Path) -> "tuple[str, str, Done, float]":
     """Do it into a file: the digest of its pixels, the hash of the model, what was made, seconds."""
     from fokker import model as models
 
     if out.suffix.lower() != ".png":
         raise FokkerError(f"{str(out)!r} is not accepted; pictures are written without loss, so end it in .png")
-    path = models.locate(wanted.model)
-    model = models.load(path, wanted.device)
-    if len(model.shape) != 3 or type(model.codec).__name__ != "Identity":
-        raise FokkerError(f"model {wanted.model!r} is not one of pixels in two dimensions; give one such as photos")
     begin = time.perf_counter()
     with Progress("restoring") as bar:
         done = run(wanted, model, bar)
-    hashes = {"source_sha256": _sha256(Path(wanted.source)), "model_sha256": models.digest(path)}
+    hashes = {"source_sha256": _sha256(Path(wanted.source)), "model_sha256": models.digest(models.locate(wanted.model))}
     record = provenance.record("restore", dataclasses.asdict(wanted), **hashes, nfe=wanted.steps * wanted.draws)
     digest = picture.save_page(out, _pixels(done.x), record)
     return digest, hashes["model_sha256"], done, time.perf_counter() - begin
@@ -119,7 +148,7 @@ def again(options: dict[str, Any], model: str | None, out: Path) -> tuple[str, s
     if set(options) != {f.name for f in dataclasses.fields(Wanted)}:
         raise FokkerError("the record has other options than this version knows; use its own version")
     wanted = Wanted(**options) if model is None else Wanted(**{**options, "model": model})
-    digest, sha256, _, seconds = write(wanted, out)
+    digest, sha256, _, seconds = write(wanted, _loaded(wanted.model, wanted.device), out)
     return digest, sha256, seconds
 
 
@@ -159,10 +188,9 @@ def run(wanted: Wanted, model: "Model", bar: Progress) -> Done:
     operator, y, shape = _taken(image, known, named, model.shape[0]) if truth is None else _measure(truth, named, wanted)
     tiling = photograph.Tiling((shape[1], shape[2]), tile, tile // 2 if wanted.overlap is None else wanted.overlap)
     plan = choose.plan(wanted.solver, model.denoiser.process, wanted.steps, None, wanted.grid, 0.0)
-    method = spec.method(wanted.restorer)
 
     def wrap(denoiser: Any, whole: "Operator", y: "Tensor") -> Any:
-        wrapper = choose.build("restorer", method, denoiser, whole, y, noise_std=wanted.noise)
+        wrapper = choose.build("restorer", spec.method(wanted.restorer), denoiser, whole, y, noise_std=wanted.noise)
         if not isinstance(wrapper, restorers.Wrapper):
             raise FokkerError(f"{wanted.restorer!r} is a {type(wrapper).__name__}, not a wrapper around a denoiser")
         return wrapper
@@ -175,10 +203,13 @@ def run(wanted: Wanted, model: "Model", bar: Progress) -> Done:
         bar.update(made, total)
 
     y = y.to(wanted.device)
-    draws = [
-        photograph.restore(model.denoiser, operator, y, shape, wrap, plan, tiling, wanted.seed + k, wanted.batch, watch).x0
-        for k in range(wanted.draws)
-    ]
+
+    def draw(seed: int) -> "Tensor":
+        if model.process.anchored:
+            return photograph.along(model.denoiser, operator.pinv(y), plan, tiling, seed, wanted.batch, watch).x0
+        return photograph.restore(model.denoiser, operator, y, shape, wrap, plan, tiling, seed, wanted.batch, watch).x0
+
+    draws = [draw(wanted.seed + k) for k in range(wanted.draws)]
     x = (torch.stack(draws).mean(0) if wanted.draws > 1 else draws[0]).cpu()
     y = y.cpu()
     values: dict[str, Any] = {"misfit": float((operator(x) - y).square().mean().sqrt())}

@@ -21,10 +21,13 @@ def train(
 
     On several processes: accelerate launch -m fokker train config.yaml
     """
+    from fokker.model import build_process
+    from fokker.store import read_header
     from fokker.train import main
 
     path = main(config, overrides or [])
     if json:
         print_json({"model": str(path)})
     else:
-        typer.echo(f"{path}: see `fokker sample --model {path}`")
+        restores = build_process(read_header(path)["process"]).anchored
+        typer.echo(f"{path}: see `fokker {f'restore in.png out.png --model {path}' if restores else f'sample --model {path}'}`")

@@ -1,4 +1,4 @@
-"""A picture of any size restored by a denoiser of small ones: tiles under a measurement of the whole."""
+"""A picture of any size restored by a denoiser of small ones: tiles under a measurement of the whole, or beside their own."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,14 +53,46 @@ def restore(
     """
     process = denoiser.process
     if process.anchored:
-        raise FokkerError(
-            f"{process.name} restores by itself (from Python: fk.sample(..., y=y)); give a model of plain noise"
-        )
+        raise FokkerError(f"{process.name} restores by itself; use fokker.restore.photograph.along, or a model of plain noise")
     canvas = tiling.canvas
     whole = operator if canvas == tiling.size else Cropped(operator, tiling.size, canvas)
-    tiles = Tiles(tiling.tile, tiling.overlap)
-    lifted = denoiser if canvas == (tiling.tile, tiling.tile) else Charted(denoiser, tiles, batch)
     begin = process.start(noise((1, shape[0], *canvas), seed, dtype=torch.float32, device=y.device))
-    trace = run(wrap(lifted, whole, y), begin, plan, seed=seed, watch=lambda *_: watch())
+    wrapped = wrap(_lifted(denoiser, tiling, batch), whole, y)
+    return _cut(run(wrapped, begin, plan, seed=seed, watch=lambda *_: watch()), tiling)
+
+
+def along(
+    denoiser: Denoiser,
+    y: Tensor,
+    plan: Plan,
+    tiling: Tiling,
+    seed: int = 0,
+    batch: int = 256,
+    watch: Callable[[], None] = lambda: None,
+) -> Trace:
+    """x (1, C, H, W) from the observation y of the same shape, by a denoiser that was trained on an anchored process.
+
+    Every tile is asked beside its part of y. A picture smaller than a tile is continued by its borders. Raises FokkerError for
+    a process without an anchor.
+    """
+    process = denoiser.process
+    if not process.anchored:
+        raise FokkerError(f"{process.name} has no anchor; use fokker.restore.photograph.restore with an operator")
+    missing = [have - want for have, want in zip(tiling.canvas, tiling.size, strict=True)]
+    whole = torch.nn.functional.pad(y, (0, missing[1], 0, missing[0]), mode="replicate")
+    begin = process.start(noise(tuple(whole.shape), seed, dtype=torch.float32, device=y.device), whole)
+    lifted = _lifted(denoiser, tiling, batch)
+    return _cut(run(lifted, begin, plan, y=whole, seed=seed, watch=lambda *_: watch()), tiling)
+
+
+def _lifted(denoiser: Denoiser, tiling: Tiling, batch: int) -> Denoiser:
+    """The denoiser of tiles as one of the canvas."""
+    if tiling.canvas == (tiling.tile, tiling.tile):
+        return denoiser
+    return Charted(denoiser, Tiles(tiling.tile, tiling.overlap), batch)
+
+
+def _cut(trace: Trace, tiling: Tiling) -> Trace:
+    """The trace of a canvas as one of the picture on it."""
     x0 = trace.x0[:, :, : tiling.size[0], : tiling.size[1]]
-    return Trace(x0, (x0,), trace.plan, trace.nfe, trace.seconds, seed, trace.stopped, trace.config)
+    return Trace(x0, (x0,), trace.plan, trace.nfe, trace.seconds, trace.seed, trace.stopped, trace.config)
