@@ -96,22 +96,8 @@ def _rebuilt(net: nn.Module, guidance: bool) -> nn.Module:
 
 def taught(learner: Denoiser, objective: Objective, source: Source, lesson: Lesson) -> None:
     """Train the trainable parameters of `learner` in place; afterwards they are their average, in evaluation mode."""
-    trainer = Trainer(
-        learner,
-        source,
-        objective,
-        samples=lesson.samples,
-        batch=lesson.batch,
-        rate=lesson.rate,
-        optimiser=lesson.optimiser,
-        average=lesson.average,
-        seed=lesson.seed,
-        conditions=lesson.conditions,
-        out=lesson.out,
-        precision=lesson.precision,
-        cpu=lesson.cpu,
-        quiet=lesson.quiet,
-    )
+    # every field of a lesson is an option of Trainer by the same name
+    trainer = Trainer(learner, source, objective, **vars(lesson))
     teacher = getattr(objective, "teacher", None)
     if isinstance(teacher, Denoiser):
         teacher.to(trainer.accelerator.device)
