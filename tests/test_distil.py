@@ -89,6 +89,18 @@ def test_a_student_with_the_target_belief_lands_where_the_teacher_does(factor: i
     assert len(starts) == (3 * factor + 1 if overlapping else 4)
 
 
+def test_steps_are_laid_out_once_for_a_process_and_a_long_table_of_betas_is_not_spelt_out_for_it() -> None:
+    class Silent(fk.TableVP):
+        def __repr__(self) -> str:
+            raise AssertionError("1000 betas written out in every update")
+
+    process = Silent(tuple(torch.linspace(1e-3, 0.02, 1000).tolist()))
+    consistency, fewer = Consistency(teacher=TEACHER, steps=4), FewerSteps(teacher=TEACHER, steps=4)
+    assert consistency.table(process) is consistency.table(process)
+    assert fewer.tables(process) is fewer.tables(process)
+    assert consistency.table(fk.VP()) is not consistency.table(process)
+
+
 def test_grids_nest_or_are_refused() -> None:
     coarse, fine = halves("logsnr", PROCESS, 4)
     assert torch.allclose(fine[::2], coarse) and len(fine) == 9

@@ -74,14 +74,14 @@ class Consistency(Scaled):
     huber: float = 1e-3
     keep: float = 0.95
     told: bool = True
-    _laid: dict[str, Steps] = field(default_factory=dict, init=False, repr=False)
+    _laid: dict[Process, Steps] = field(default_factory=dict, init=False, repr=False)
 
     def table(self, process: Process) -> Steps:
         """The teacher's steps."""
-        if repr(process) not in self._laid:
+        if process not in self._laid:
             t = nodes(self.grid, process, self.steps)
-            self._laid[repr(process)] = Steps.of(self.solver, process, t[:-1], t[1:])
-        return self._laid[repr(process)]
+            self._laid[process] = Steps.of(self.solver, process, t[:-1], t[1:])
+        return self._laid[process]
 
     def time(self, process: Process, u: Tensor) -> Tensor:
         """One of the times at which a step starts."""

@@ -34,18 +34,18 @@ class FewerSteps(Scaled):
     solver: str | Solver = "ddim"
     overlapping: bool = False
     weight: str = "truncated-snr"
-    _laid: dict[str, tuple[Steps, Steps]] = field(default_factory=dict, init=False, repr=False)
+    _laid: dict[Process, tuple[Steps, Steps]] = field(default_factory=dict, init=False, repr=False)
 
     def tables(self, process: Process) -> tuple[Steps, Steps]:
         """(the student's steps, the teacher's)."""
-        if repr(process) not in self._laid:
+        if process not in self._laid:
             _, fine = halves(self.grid, process, self.steps, self.factor)
             t, s = fine[: -self.factor], fine[self.factor :]
             if not self.overlapping:
                 t, s = t[:: self.factor], s[:: self.factor]
             own = Steps.of(self.solver, process, t, s)
-            self._laid[repr(process)] = own, Steps.of(self.solver, process, fine[:-1], fine[1:])
-        return self._laid[repr(process)]
+            self._laid[process] = own, Steps.of(self.solver, process, fine[:-1], fine[1:])
+        return self._laid[process]
 
     def time(self, process: Process, u: Tensor) -> Tensor:
         """One of the times at which the student's steps start, all equally often."""
