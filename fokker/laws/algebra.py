@@ -140,6 +140,17 @@ def marginal(
     return GaussianMixture.build(law.log_weights, law.means[:, index], form, law.labels, shape or (len(index),))
 
 
+def gaussian(law: GaussianMixture) -> GaussianMixture:
+    """The Gaussian with the mean and covariance of a law, as a mixture of one component; low rank where that is."""
+    weights = law.weights
+    offsets = (law.means - law.mean().reshape(-1)) * weights.sqrt()[:, None]
+    gap = weights[:, None] * (law.eigenvalues - law.variance[:, None])
+    factor = torch.cat([law.basis.permute(1, 0, 2).flatten(1), offsets.T], 1)
+    whole = torch.cat([gap.flatten(), torch.ones_like(weights)])
+    form = _from_factor(factor[None], whole[None], (weights @ law.variance)[None])
+    return GaussianMixture.build(torch.zeros_like(weights[:1]), law.mean().reshape(1, -1), form, None, law.shape)
+
+
 def conditional(law: GaussianMixture, label: int) -> GaussianMixture:
     """p(x | label): the components of one class, their weights normalised."""
     if law.labels is None:
