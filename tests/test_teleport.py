@@ -9,7 +9,7 @@ from fokker.laws.algebra import gaussian
 from fokker.solve.teleport import GaussianTeleport, feature_times, perturbation_gain
 
 F64 = torch.float64
-LAW = fk.laws.lowrank(dim=12, components=3, rank=4, seed=1)
+LAW = fk.laws.lowrank(dim=12, components=3, rank=4, seed=1).affine(1.0, torch.linspace(-1, 2, 12, dtype=F64))
 LABELLED = GaussianMixture(LAW.weights, LAW.means, LAW.covs, [0, 1, 2])
 PROCESSES = [fk.VP(), fk.EDM(), fk.Flow(), fk.Cosine(), fk.SubVP()]
 
@@ -38,7 +38,7 @@ def test_velocity_is_that_of_wieners_filter(process: fk.Process) -> None:
 
 
 def test_the_gaussian_of_a_law_has_its_moments_and_low_rank_stays_low() -> None:
-    thin = fk.laws.lowrank(dim=40, components=2, rank=3, seed=2)
+    thin = fk.laws.lowrank(dim=40, components=2, rank=3, seed=2).affine(1.0, 0.5)
     for law in (LAW, thin, LABELLED.conditional(1)):
         found = gaussian(law)
         assert torch.allclose(found.mean(), law.mean(), atol=1e-12) and torch.allclose(found.cov(), law.cov(), atol=1e-12)
