@@ -86,6 +86,8 @@ def test_what_is_returned_was_judged_and_the_budget_is_spent(greedy: bool) -> No
     assert found.nfe == 60 and sum(counted.times.values()) == 60 * N
     assert counted.times[1.0] == 6 * N and counted.times[VP.end] == N
     assert bool((found.history[..., 0] == found.score[:, None]).any(1).all())
+    # no child is drawn twice
+    assert all(len(set(row)) == 60 for row in found.history[..., 0].tolist())
     alone = forcing(greedy=greedy).run((1, 2), seed=3, ids=[2])
     assert torch.allclose(alone.x0, found.x0[2:3], atol=1e-10) and torch.allclose(alone.history, found.history[2:3], atol=1e-10)
     plain = fk.sample(LAW.denoiser(VP), VP.start(fk.noise((N, 2), 3, dtype=F64)), solver="ddim", grid=GRID)
