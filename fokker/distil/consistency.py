@@ -115,7 +115,8 @@ class ConsistencyDistiller(Distiller):
     keep    the weight of the past in the slow copy, an update
 
     `distil` gives the student; `distil_lora` its deltas alone, which add to other deltas of the same network, and to its
-    fine-tunes, by `fokker.net.lora.add`.
+    fine-tunes, by `fokker.net.lora.add`. They add well in a network that predicts eps; in one that answers x_0 at the highest
+    noise, as with prediction "edm", the acceleration rewrites that answer and much of the other deltas with it.
 
     Reference: Luo et al. 2023, arXiv 2310.04378 (latent consistency models); Luo et al. 2023, arXiv 2311.05556 (LCM-LoRA).
     """
