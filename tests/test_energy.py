@@ -8,6 +8,7 @@ from laws_for_tests import F64
 from torch import nn
 
 import fokker as fk
+from fokker.checks import cdrl
 from fokker.energy import CooperativeEnergy, Ladder, ResidualEnergy
 from fokker.errors import FokkerError
 from fokker.net.mlp import MLP
@@ -123,6 +124,47 @@ def test_the_contrast_vanishes_where_the_energy_is_exact():
     assert abs(float(gap.mean())) < 4 * float(gap.std()) / math.sqrt(n) + 0.02
 
 
+def test_shared_noise_has_the_gradient_of_the_markov_pairs():
+    """The loss knows data by the law of y and the chain by the law of x_{k+1}, and both are the same."""
+    n, blocks = 30_000, 30
+    step, share = LADDER.strides(0.15), LADDER.shares(0.15)
+    model = CooperativeEnergy.of_vectors(2, 8, 1, initialiser=False, moves=2, step=step, share=share)
+    drawn = RecoveryLikelihood().draw(model, {"x": LAW.sample(n, seed=4).float()}, Key(0, 0, n, torch.arange(n)))
+
+    def gradients(shared):
+        found = []
+        for rows in torch.arange(n).chunk(blocks):
+            loss = RecoveryLikelihood(shared=shared).loss(model, {name: v[rows] for name, v in drawn.items()}).mean()
+            found.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]))
+        return torch.stack(found)
+
+    apart = gradients(True) - gradients(False)
+    # of the mean of the blocks, as they themselves tell: chi square with one degree of freedom a parameter
+    error = apart.std(0) / math.sqrt(blocks)
+    moved = error > 0
+    assert moved.sum() > 100
+    assert ((apart.mean(0) / error)[moved].abs() < 5).all()
+
+
+@pytest.mark.parametrize(("share", "stays"), [(0.8, True), (1.25, False)])
+def test_moves_leave_a_mode_that_is_steeper_than_they_bear(share, stays):
+    """A move multiplies deviations by 1 - d^2 c / 2, c the curvature of f - |y - x|^2 / 2 v: beyond d^2 c / 4 = 1 they grow."""
+    d2 = (LADDER.strides(0.1)[0]) ** 2 * LADDER.steps()[1][0]
+    curvature = 4 * share / d2 - 1 / LADDER.steps()[1][0]
+
+    class Steep(nn.Module):
+        def forward(self, y, k):
+            return -curvature.float() * y.square().sum(1) / 2
+
+    model, n = CooperativeEnergy(Steep(), None, LADDER, 40, LADDER.strides(0.1)), 4000
+    k, x = torch.zeros(n, dtype=torch.int64), torch.zeros(n, 2)
+    y = model.refine(x, x, k, fk.noise((n, 40, 2), seed=3))
+    factor = float((1 - 2 * share) ** 2)
+    variance = float(d2) * (1 - factor**40) / (1 - factor)
+    assert float(y.var(0).mean() / variance) == pytest.approx(1, rel=4 / math.sqrt(n))
+    assert (float(y.std()) < 0.2) == stays
+
+
 def test_nothing_is_differentiated_through_the_chain():
     model = CooperativeEnergy.of_vectors(2, 16, moves=3)
     batch, key = {"x": LAW.sample(8).float()}, Key(0, 0, 8, torch.arange(8))
@@ -136,6 +178,25 @@ def test_nothing_is_differentiated_through_the_chain():
     with torch.no_grad():
         loss = RecoveryLikelihood().loss(model, RecoveryLikelihood().draw(model, batch, key))
     assert loss.shape == (8,) and bool(torch.isfinite(loss).all())
+
+
+def test_the_check_judges_averaged_weights_of_a_slow_initialiser(monkeypatch):
+    made = []
+
+    class Kept(cdrl.Trainer):
+        def __init__(self, *given, **options):
+            super().__init__(*given, **options)
+            made.append(self)
+
+    monkeypatch.setattr(cdrl, "Trainer", Kept)
+    monkeypatch.setattr(cdrl, "UPDATES", 6)
+    model = cdrl.trained.__wrapped__(10, True)
+    average = made[0].ema.copy
+    assert len(average) > 20
+    assert all(torch.equal(p, average[f"denoiser.{name}"]) for name, p in model.named_parameters())
+    shares = {id(p): group["factor"] for group in made[0].optimiser.param_groups for p in group["params"]}
+    for name, p in model.named_parameters():
+        assert shares[id(p)] == (0.1 if name.startswith("initialiser") else 1.0)
 
 
 def test_draws_belong_to_their_position():

@@ -21,10 +21,11 @@ class RecoveryLikelihood(Objective):
     y = r x_k is data at level k, y_K the end of the Langevin chain that starts from the initialiser at x_{k+1}: the gradient
     of the first term is that of the recovery log-likelihood. y_K and y_0 are constants to both terms: nothing is differentiated
     through the chain, and one update of both networks is the cooperative pair of updates. w_k = sqrt(v_0 / v_k), and g is the
-    mean of y_0.
+    mean of y_0. Each network learns from the other, so one of them has to be slower: as published, give the initialiser a tenth
+    of the energy's rate, `Optimiser(rates={"denoiser.initialiser": 0.1})`.
 
-    shared    y and x_{k+1} share the noise drawn for x_0: less variance, but of y given x_{k+1} too, so that f is not quite a
-              log-density; False draws the step x_{k+1} = y + sqrt(v) e of the Markov pair by itself
+    shared    y and x_{k+1} share the noise drawn for x_0; False draws x_{k+1} = y + sqrt(v) e as the Markov chain has it. Data
+              enter the first term by y alone and the chain by x_{k+1} alone, so that both have the same mean gradient
     share     of the initialiser's loss
 
     A `CooperativeEnergy` goes where the trainer has a denoiser. Reference: Zhu et al. 2023, arXiv 2309.05153, algorithm 1.
