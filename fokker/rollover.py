@@ -1,7 +1,7 @@
 """Rollover budget forcing: a stochastic path led by the reward of its beliefs, in which no evaluation of the budget is lost."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +16,6 @@ from fokker.plan import Plan
 from fokker.process import Process, Time
 from fokker.solve import Solver
 from fokker.solve import get as get_solver
-from fokker.solve.flowsde import FlowSDE
 from fokker.trials import STRIDE, Found, Trials
 from fokker.verifier import Jury, Verifier
 
@@ -32,8 +31,9 @@ class RolloverBudgetForcing:
     next state, and what it leaves of the quota goes to the next step. Where none is, the best child of the step goes on. The
     last step that has noise spends what is left, and the belief of its best child is the sample.
 
-    solver     one evaluation a step, stochastic, without a memory. On a flow of straight lines noise comes late: wrap the
-               denoiser in OnProcess(denoiser, VP()), which spreads it over more steps
+    solver     one evaluation a step, stochastic, without a memory: "ddpm", or FlowSDE(scale, power). There must be noise in
+               the last steps, where the quota goes; on straight lines fewer steps have it than on a variance-preserving path
+               (wrap the denoiser in OnProcess)
     budget     evaluations for each sample, guidance and `cost` for each verdict included; a child costs one call
     greedy     spend the whole quota of each step and take its best child (SVDD); no rollover
 
@@ -46,7 +46,7 @@ class RolloverBudgetForcing:
     verifier: Verifier | Sequence[Verifier]
     budget: float
     grid: Grid
-    solver: str | Solver = field(default_factory=FlowSDE)
+    solver: str | Solver = "ddpm"
     initial: int = 25
     greedy: bool = False
     cost: float = 0.0

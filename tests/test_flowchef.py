@@ -114,6 +114,7 @@ def test_measurements_are_met_and_the_rest_follows() -> None:
     trace = fk.run(FlowChef(LAW.denoiser(FLOW), Misfit(FIRST, y)), x, solver="euler", grid="uniform", steps=50, end=0)
     assert trace.nfe == 50 and float((FIRST(trace.x0) - y).abs().max()) < 1e-2
     assert float((trace.x0.mean(0) - truth.mean()).norm()) < 0.5 * float((plain.mean(0) - truth.mean()).norm())
+    assert torch.allclose(Misfit(FIRST, y)(x), 0.5 * (x[:, 0] - y[:, 0]).square())
     # latents: the same loss behind a decoder
     decoded = FlowChef(LAW.denoiser(FLOW), Misfit(FIRST, 3 * y, decode=lambda z: 3 * z), step=1 / 9)
     same = fk.sample(decoded, x, solver="euler", grid="uniform", steps=50, end=0)
