@@ -50,9 +50,7 @@ def trained() -> NetworkDenoiser:
         denoiser, pixels, objective, BATCH * STEPS, BATCH, Rate(peak=2e-3, warmup=BATCH * 40), cpu=True, quiet=True
     )
     trainer.run()
-    with trainer.ema.swapped():
-        weights = {k: v.detach().clone() for k, v in denoiser.state_dict().items()}
-    denoiser.load_state_dict(weights)
+    denoiser.load_state_dict(trainer.averaged())
     return denoiser.eval()
 
 

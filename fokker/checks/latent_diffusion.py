@@ -44,9 +44,7 @@ def trained(denoiser: NetworkDenoiser, source: Source, updates: int, seed: int) 
     rate = Rate(peak=2e-3, warmup=20 * BATCH)
     trainer = Trainer(denoiser, source, Denoising(), BATCH * updates, BATCH, rate, seed=seed, cpu=True, quiet=True)
     trainer.run()
-    with trainer.ema.swapped():
-        weights = {k: v.detach().clone() for k, v in denoiser.state_dict().items()}
-    denoiser.load_state_dict(weights)
+    denoiser.load_state_dict(trainer.averaged())
     return denoiser.eval()
 
 
