@@ -155,3 +155,42 @@ def test_refusals(tmp_path) -> None:
     ):
         with pytest.raises(fk.FokkerError, match=says):
             call()
+
+
+def test_the_command_line_begins_where_the_jump_ends(tmp_path, monkeypatch) -> None:
+    from typer.testing import CliRunner
+
+    from fokker.cli.app import app
+
+    monkeypatch.chdir(tmp_path)
+    model = fk.load("digits")
+    data, labels = torch.randn(60, *model.x_shape, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 10
+    jump = GaussianTeleport.fit(data, model.process, 0.02, labels=labels)
+    jump.save("moments.safetensors")
+
+    def call(*words: str) -> tuple[int, str]:
+        said = CliRunner().invoke(app, [*words], standalone_mode=True)
+        return said.exit_code, said.output + str(said.exception or "")
+
+    asked = ["sample", "--model", "digits", "--label", "3", "-n", "2", "--steps", "3", "--grid", "karras", "--solver", "heun"]
+    code, said = call(*asked, "--jump", "moments.safetensors", "--out", "x.npz")
+    assert code == 0, said
+    import numpy as np
+
+    found = torch.from_numpy(next(iter(np.load("x.npz").values())))
+    eps = model.process.sample_noise((2, *model.x_shape), 0, [0, 1])
+    label = model.condition(2, label="3")["label"]
+    with torch.no_grad():
+        begin = jump(model.process.start(eps), label)
+        wanted = fk.sample(
+            model.denoiser, begin, solver="heun", grid="karras", steps=3, start=0.02, ids=[0, 1], label=label
+        )
+    assert torch.allclose(found.reshape(wanted.shape).to(wanted), wanted, atol=1e-5)
+    assert call("rerun", "x.npz")[0] == 0
+    plan = fk.solve.get("heun").plan(model.process, fk.grids.get("karras")(3))
+    (tmp_path / "plan.json").write_text(plan.json())
+    code, said = call(*asked[:7], "--plan", "plan.json", "--jump", "moments.safetensors", "--out", "y.npz")
+    assert code != 0 and "the jump ends at t=0.02" in said
+    GaussianTeleport.fit(torch.randn(9, 5, generator=torch.Generator().manual_seed(1)), model.process).save("other.safetensors")
+    code, said = call(*asked, "--jump", "other.safetensors", "--out", "y.npz")
+    assert code != 0 and "moments of data of shape" in said

@@ -89,14 +89,15 @@ def solver(text: str) -> "Solver":
     return made
 
 
-def grid(text: str, end: float | None) -> "Callable[[int], Grid]":
+def grid(text: str, end: float | None, start: float | None = None) -> "Callable[[int], Grid]":
     """What makes a grid of a given number of steps."""
 
     def make(steps: int) -> "Grid":
         from fokker.grids import Grid
 
         named = spec.method(text)
-        options = named.options if end is None else {**named.options, "end": end}
+        ends = {name: t for name, t in (("start", start), ("end", end)) if t is not None}
+        options = {**named.options, **ends}
         made = build("grid", spec.Spec(named.name, named.values, options), steps)
         if not isinstance(made, Grid):
             raise FokkerError(f"{text!r} is a {type(made).__name__}, not a grid")
@@ -112,11 +113,12 @@ def plan(
     nfe: int | None,
     grid_text: str,
     end: float | None,
+    start: float | None = None,
 ) -> "Plan":
     """The plan of a solver on a grid with a number of steps, or with at most a number of evaluations."""
     if (steps is None) == (nfe is None):
         raise FokkerError("give either --steps or --nfe")
-    method, make = solver(solver_text), grid(grid_text, end)
+    method, make = solver(solver_text), grid(grid_text, end, start)
     with own_code(spec.method(solver_text).name):
         return method.plan(on, make(steps)) if steps is not None else method.budget(nfe or 0, on, make)
 

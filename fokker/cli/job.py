@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fokker.denoiser import Denoiser
     from fokker.model import Model
     from fokker.plan import Plan
+    from fokker.solve.teleport import GaussianTeleport
 
 MOST_SAMPLES = 1_000_000
 
@@ -29,6 +30,7 @@ class Job:
     guidance    wrappers as `cfg:3`, the first one innermost
     conditions  what is asked for, in words; a list goes round over the samples
     negative    what guidance moves away from, in words, in place of nothing
+    jump        a file of moments, by which the run begins in mid-way (`fokker.solve.teleport`)
     size        height and width of the pictures, if not the model's own
     batch       samples a call, at most; as many as fit into memory where None. Rounding may depend on it
     slim        attention in slices and a codec in tiles, which needs less memory; so anyway where one sample does not fit
@@ -46,6 +48,7 @@ class Job:
     guidance: tuple[str, ...] = ()
     conditions: dict[str, Any] = field(default_factory=dict)
     negative: str | None = None
+    jump: str | None = None
     size: tuple[int, int] | None = None
     batch: int | None = None
     slim: bool = False
@@ -63,13 +66,16 @@ class Job:
         lists = {name: tuple(options[name]) for name in ("seeds", "guidance", "size") if options.get(name)}
         return cls(**{**options, **lists})
 
-    def laid(self, on: "Denoiser") -> "Plan":
-        """The plan that this job runs."""
+    def laid(self, on: "Denoiser", start: float | None = None) -> "Plan":
+        """The plan that this job runs, from `start` on."""
         from fokker.plan import Plan
 
-        if self.plan is not None:
-            return Plan.from_json(self.plan)
-        return choose.plan(self.solver, on.process, self.steps, self.nfe, self.grid, self.end)
+        if self.plan is None:
+            return choose.plan(self.solver, on.process, self.steps, self.nfe, self.grid, self.end, start)
+        plan = Plan.from_json(self.plan)
+        if start is not None and plan.start != start:
+            raise FokkerError(f"the jump ends at t={start:g} and the plan begins at t={plan.start}; give one that fits")
+        return plan
 
 
 @dataclass(frozen=True)
@@ -105,9 +111,10 @@ def run(job: Job, show: Callable[[int, int], None] = lambda done, total: None) -
         raise FokkerError(
             f"{job.model!r} restores an observation and does not sample from nothing; use fokker restore --model {job.model}"
         )
-    plan = job.laid(denoiser)
-    cond, away = conditions_of(model, job), negative_of(model, job)
     shape = shape_of(model)
+    jump = None if job.jump is None else _jump(job.jump, denoiser, shape)
+    plan = job.laid(denoiser, None if jump is None else jump.t)
+    cond, away = conditions_of(model, job), negative_of(model, job)
     one, eps = {k: value[:1] for k, value in cond.items()}, denoiser.process.sample_noise((1, *shape), device=device)
     single = guided(denoiser, job.guidance, away)
     smaller = model.save_memory
@@ -135,7 +142,10 @@ def run(job: Job, show: Callable[[int, int], None] = lambda done, total: None) -
         eps = denoiser.process.sample_noise((len(ids), *shape), seed, ids, device=device)
         here = {name: value[first:last] for name, value in cond.items()}
         wrapped = guided(denoiser, job.guidance, {k: v.expand(len(ids), *v.shape[1:]) for k, v in away.items()})
-        trace = run_plan(wrapped, wrapped.process.start(eps), plan, seed=seed, ids=list(ids), watch=watch, **here)
+        begin = wrapped.process.start(eps)
+        if jump is not None:
+            begin = jump(begin, here.get("label") if jump.law.labels is not None else None)
+        trace = run_plan(wrapped, begin, plan, seed=seed, ids=list(ids), watch=watch, **here)
         finished, nfe = finished + made, trace.nfe
         x_0: Tensor = trace.x0.cpu()
         return x_0
@@ -147,6 +157,17 @@ def run(job: Job, show: Callable[[int, int], None] = lambda done, total: None) -
     found = team.map(parts, survived)
     x0 = torch.cat(found) if found is not None else torch.empty(0)
     return Done(dataclasses.replace(job, batch=most, slim=model.slim), x0, model, models.digest(path), nfe, team.main)
+
+
+def _jump(path: str, denoiser: "Denoiser", shape: tuple[int, ...]) -> "GaussianTeleport":
+    """The jump of a file; raises FokkerError unless it is of this process and of data of this shape."""
+    from fokker.solve.teleport import GaussianTeleport
+
+    jump = GaussianTeleport.load(path)
+    jump.check(denoiser)
+    if jump.law.shape != shape:
+        raise FokkerError(f"{path!r} has moments of data of shape {jump.law.shape}, the model makes {shape}")
+    return jump
 
 
 def guided(denoiser: "Denoiser", wrappers: Sequence[str], negative: "Mapping[str, Tensor] | None" = None) -> "Denoiser":

@@ -41,6 +41,9 @@ def sample(
     grid: GridName = "logsnr",
     end: End = None,
     plan: Annotated[Path | None, typer.Option(help="A stored plan, in place of solver, steps and grid.")] = None,
+    jump: Annotated[
+        Path | None, typer.Option(help="Moments of the data: the first part of the run in closed form, at no cost.")
+    ] = None,
     guidance: Annotated[list[str] | None, typer.Option(help="Guidance, as cfg:3; several are stacked.")] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, max=65536, help="Samples a call, at most; what fits into memory if left out.")
@@ -73,6 +76,7 @@ def sample(
         grid=grid,
         end=end,
         plan=None if plan is None else choose.stored_plan(plan).json(),
+        jump=None if jump is None else str(jump),
         guidance=tuple(guidance or ()),
         negative=negative,
         size=None if size is None else spec.size(size),

@@ -133,7 +133,7 @@ class GaussianTeleport:
         The trajectory is that of dpmpp-2m in equal steps of log-SNR. With guidance around the denoiser it is the guided one.
         Moments are those of the class `label` where the run has that condition and they are known, else those of all data.
         """
-        self._same(denoiser)
+        self.check(denoiser)
         label = cond.get("label") if self.law.labels is not None else None
         seen: list[tuple[float, float]] = []
 
@@ -193,7 +193,8 @@ class GaussianTeleport:
         law = GaussianMixture.build(tensors["log_weights"], tensors["means"], form, labels, tuple(header["shape"]))
         return cls(law, build_process(header["process"]), header["t"])
 
-    def _same(self, denoiser: Denoiser) -> None:
+    def check(self, denoiser: Denoiser) -> None:
+        """Raise FokkerError unless the denoiser is on the process of these moments."""
         if repr(denoiser.process) != repr(self.process):
             raise FokkerError(f"the denoiser is on {denoiser.process!r} and these moments on {self.process!r}")
 
