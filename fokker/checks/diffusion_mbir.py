@@ -20,7 +20,7 @@ from fokker.checks import Criterion, Outcome
 from fokker.checks._inverse import PROCESS, psnr, restored
 from fokker.data import toy
 from fokker.laws import GaussianMixture
-from fokker.restore import Wrapper
+from fokker.restore import Denoiser, Operator, Wrapper
 from fokker.restore.proximal import DDS
 from fokker.restore.tomography import ParallelBeam
 from fokker.restore.volume import DiffusionMBIR, SliceVariation
@@ -29,7 +29,7 @@ EXPECT = (
     "PSNR of volumes from two views at 50 evaluations a slice >= that of the slice prior without variation + 2 dB and >= that "
     "of the variation alone + 4 dB"
 )
-N, SIDE, NOISE, STEPS = 16, 20, 0.01, 50
+N, SIDE, NOISE, STEPS = 10, 20, 0.01, 50
 SETTINGS = ((0.001, 0.1), (0.01, 0.1), (0.02, 0.1), (0.1, 1.0))  # lam and rho of the variation alone
 
 
@@ -53,24 +53,37 @@ def slices() -> GaussianMixture:
     return GaussianMixture.fit(Slices().gather(known), components=8, rank=48, iterations=20)
 
 
+@functools.cache
+def measured(seed: int) -> tuple[Denoiser, Operator, Tensor, Tensor]:
+    """The prior of volumes, the scanner, the truth (n, 1, depth, height, width) and its measurement."""
+    A, x = ParallelBeam(2, (1, SIDE, SIDE)), volumes(N, seed, "test")
+    return Charted(slices().denoiser(PROCESS), Slices()), A, x, A.measure(x, NOISE, seed)
+
+
+def run(wrapper: Wrapper, seed: int) -> fk.Trace:
+    return restored(wrapper, (N, 1, SIDE, SIDE, SIDE), "renoise", STEPS, seed, eta=0.85)
+
+
+@functools.cache
+def beside(seed: int) -> tuple[float, float]:
+    """The best PSNR of the slice prior without variation, and of the variation without a prior."""
+    prior, A, x, y = measured(seed)
+    plain = [psnr(run(DDS(prior, A, y, gamma=float("inf"), iterations=k), seed).x0, x) for k in (1, 2, 5)]
+    background = torch.full_like(x, -1.0)
+    alone = [psnr(SliceVariation(A, y, *s).solve(background), x) for s in SETTINGS]
+    return max(plain), max(alone)
+
+
 def check(seed: int, null: bool = False) -> Outcome:
-    prior, A = Charted(slices().denoiser(PROCESS), Slices()), ParallelBeam(2, (1, SIDE, SIDE))
-    x = volumes(N, seed, "test")
-    y = A.measure(x, NOISE, seed)
-
-    def run(wrapper: Wrapper) -> fk.Trace:
-        return restored(wrapper, x.shape, "renoise", STEPS, seed, eta=0.85)
-
-    ours = run((Forgetful if null else DiffusionMBIR)(prior, A, y, NOISE))
-    plain = [psnr(run(DDS(prior, A, y, gamma=float("inf"), iterations=k)).x0, x) for k in (1, 2, 5)]
-    alone = [psnr(SliceVariation(A, y, *s, iterations=5).solve(torch.full_like(x, -1.0)), x) for s in SETTINGS]
+    prior, A, x, y = measured(seed)
+    ours, (plain, alone) = run((Forgetful if null else DiffusionMBIR)(prior, A, y, NOISE), seed), beside(seed)
     found = psnr(ours.x0, x)
     return Outcome(
         measured={"PSNR": found, "evaluations of a slice": ours.nfe / SIDE},
-        baseline={"PSNR of the slice prior": max(plain), "PSNR of the variation": max(alone)},
+        baseline={"PSNR of the slice prior": plain, "PSNR of the variation": alone},
         criteria=[
-            Criterion("dB over the slice prior", found - max(plain), ">=", 2.0),
-            Criterion("dB over the variation", found - max(alone), ">=", 4.0),
+            Criterion("dB over the slice prior", found - plain, ">=", 2.0),
+            Criterion("dB over the variation", found - alone, ">=", 4.0),
             Criterion("evaluations of a slice", ours.nfe / SIDE, "<=", 50),
         ],
     )
