@@ -56,9 +56,9 @@ class Jury:
         return next((v.t for v in self.members if isinstance(v, SelfSimilarity)), None)
 
     def scores(self, x_0: Tensor, cond: Mapping[str, Cond], belief: Tensor | None = None) -> Tensor:
-        """What every member says, (n, members) in float64; a verdict that is no number is the worst there is."""
+        """What every member says, (n, members) in float64 on the CPU; a verdict that is no number is the worst there is."""
         with torch.no_grad():
-            said = [self._asked(v, x_0, cond, belief).to(torch.float64) for v in self.members]
+            said = [self._asked(v, x_0, cond, belief).to("cpu", torch.float64) for v in self.members]
         return torch.nan_to_num(torch.stack(said, 1), nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
     def _asked(self, verifier: Verifier, x_0: Tensor, cond: Mapping[str, Cond], belief: Tensor | None) -> Tensor:
