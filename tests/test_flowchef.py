@@ -10,7 +10,7 @@ from torch import Tensor
 import fokker as fk
 from fokker.errors import FokkerError
 from fokker.grids import Times
-from fokker.guide.flowchef import FlowChef, Misfit, Reference, WantedClass
+from fokker.guide.flowchef import FlowChef, Misfit, Reference, Regional, WantedClass
 from fokker.laws import GaussianMixture
 from fokker.restore.operators import Matrix
 
@@ -158,6 +158,23 @@ def test_classes_references_and_guidance() -> None:
     kept = FlowChef(fk.guide.CFG(LAW.denoiser(FLOW), 3.0), Reference(reference, torch.tensor([0.0, 1.0])))
     trace = fk.run(kept, start(FLOW), solver="euler", grid="uniform", steps=20, end=0, label=label)
     assert trace.nfe == 40 and torch.allclose(trace.x0[:, 1], reference[:, 1], atol=0.02)
+
+
+def test_an_edit_has_its_target_inside_and_its_source_outside() -> None:
+    base, label = LAW.denoiser(FLOW), torch.tensor([0, 1, 1, 0, 1])
+    guided = fk.guide.CFG(base, 2.0)
+    mask, x = torch.tensor([1.0, 0.0]), start(FLOW)
+    inside, nothing, source = guided(x, 0.5, label=label), base(x, 0.5), base(x, 0.5, label=1 - label)
+    found = Regional(guided, mask, outside=base)(x, 0.5, label=label)
+    assert torch.allclose(found, torch.stack([inside[:, 0], nothing[:, 1]], 1), atol=1e-12)
+    found = Regional(guided, mask, outside=base, source={"label": 1 - label})(x, 0.5, label=label)
+    assert torch.allclose(found, torch.stack([inside[:, 0], source[:, 1]], 1), atol=1e-12)
+    reference = LAW.sample(5, 1)
+    edit = FlowChef(Regional(guided, mask, outside=base), Reference(reference, 1 - mask))
+    trace = fk.run(edit, x, solver="euler", grid="uniform", steps=30, end=0, label=label)
+    assert trace.nfe == 90 and torch.allclose(trace.x0[:, 1], reference[:, 1], atol=0.02)
+    with pytest.raises(FokkerError, match="use one process"):
+        Regional(base, mask, outside=LAW.denoiser(PROCESSES["vp"]))
 
 
 def test_refusals() -> None:

@@ -117,6 +117,32 @@ def _last(run: Run | None) -> bool:
     return not any(isinstance(row, Row) and row.t is not None for row in run.plan.rows[run.row + 1 :])
 
 
+class Regional(Wrapper):
+    """M D_inside + (1 - M) D_outside: an edit's target inside a mask, with its guidance, the source or nothing outside.
+
+    `inner` answers inside, under the run's conditions; `outside` (the same denoiser, or the one without guidance) under
+    `source`, conditions of the batch, or under none. With `FlowChef` and a `Reference` outside the mask it is the paper's edit;
+    `max_steps` of that switches the correction off. Both are evaluated. Raises FokkerError where the two are on different processes.
+    """
+
+    stackable = False  # mask and source may belong to the samples
+
+    def __init__(
+        self, inner: Denoiser, mask: Tensor, outside: Denoiser | None = None, source: dict[str, Cond] | None = None
+    ) -> None:
+        super().__init__(inner)
+        self.outside = inner if outside is None else outside
+        if repr(self.outside.process) != repr(inner.process):
+            raise FokkerError(f"inside is on {inner.process!r} and outside on {self.outside.process!r}; use one process")
+        self.mask, self.source = mask, source
+
+    def x0(self, x_t: Tensor, t: Time, **cond: Cond) -> Tensor:
+        inside: Tensor = self.inner(x_t, t, **cond)
+        outside: Tensor = self.outside(x_t, t, **(self.outside.null(**cond) if self.source is None else self.source))
+        mask = self.mask.to(inside)
+        return mask * inside + (1 - mask) * outside
+
+
 @dataclass(frozen=True, eq=False)
 class Misfit:
     """|A x - y|^2 / 2 for any operator, of latents with `decode`: the function that leads to the data's space."""
