@@ -122,7 +122,8 @@ class Regional(Wrapper):
 
     `inner` answers inside, under the run's conditions; `outside` (the same denoiser, or the one without guidance) under
     `source`, conditions of the batch, or under none. With `FlowChef` and a `Reference` outside the mask it is the paper's edit;
-    `max_steps` of that switches the correction off. Both are evaluated. Raises FokkerError where the two are on different processes.
+    `max_steps` of that switches the correction off. Both are evaluated. Raises FokkerError where the two are on different
+    processes.
     """
 
     stackable = False  # mask and source may belong to the samples
