@@ -9,6 +9,9 @@ picture, 200 ancestral steps. The scale is that at which the true parameters giv
 names (found on seeds 10 to 12). It decides the comparison with them: where the measurement is met closely (scale 0.94) the true
 parameters reach 30.8 dB, the fitted ones 25.8 dB, for f cannot be known better than the contrast of digits differs, 7 %.
 
+Changed on seeds 10 to 12, after a miss there and before seeds 0 to 2 were run, with every bound as it was: the scale was 0.94,
+where the fitted parameters are 5 dB behind the true ones. The effect is bound to the published strength.
+
 Null: the parameters stay where they begin.
 """
 
