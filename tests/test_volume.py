@@ -12,6 +12,7 @@ import fokker as fk
 from fokker.charts import Charted, Slices
 from fokker.errors import FokkerError
 from fokker.laws import GaussianMixture
+from fokker.restore.gram import DENSE
 from fokker.restore.mri import MRI
 from fokker.restore.operators import Downsample, Mask
 from fokker.restore.tomography import ParallelBeam
@@ -193,6 +194,17 @@ def test_every_slice_is_measured_as_a_picture(name, axis):
     v = operator(x)
     assert torch.allclose(operator.solve(2.0 * operator(operator.adjoint(v)) + b * v, 2.0, b), v, atol=1e-8)
     assert torch.equal(operator.seen(v).flatten(0, 1), inner.seen(y))
+
+
+@pytest.mark.parametrize("operator", [ParallelBeam(60, (1, 32, 32)), MRI(1.0, coils=4, shape=(2, 32, 32))], ids=["ct", "mri"])
+def test_the_inverse_of_a_large_noisy_measurement_is_a_least_squares_solution(operator):
+    """Too large for a matrix: A^T (A x - y) falls to a small share of A^T y, and x is no larger than noise may make it."""
+    truth = fk.noise((1, 1 if isinstance(operator, ParallelBeam) else 2, 32, 32), seed=1, dtype=F64)
+    y = operator.measure(truth, 0.01)
+    assert y[0].numel() > DENSE
+    x = operator.pinv(y)
+    assert operator.adjoint(operator(x) - y).norm() < 1e-3 * operator.adjoint(y).norm()
+    assert (x - truth).norm() < 0.3 * truth.norm()
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from fokker.errors import FokkerError
 from fokker.keyed import uniform
 from fokker.restore import Operator, conjugate_gradients
 from fokker.restore.gram import DENSE, Gram
+from fokker.restore.proximal import least_squares
 
 
 class MRI(Operator):
@@ -75,6 +76,10 @@ class MRI(Operator):
 
     def seen(self, v: Tensor) -> Tensor:
         return self.mask.to(v) * v
+
+    def pinv(self, y: Tensor) -> Tensor:
+        # noise lies outside of the range of A A^T, where iterations on that matrix diverge
+        return super().pinv(y) if y[0].numel() <= DENSE else least_squares(self, y, self.steps)
 
     def solve(self, v: Tensor, a: float | Tensor = 1.0, b: float | Tensor = 0.0) -> Tensor:
         if v[0].numel() <= DENSE:

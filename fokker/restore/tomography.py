@@ -11,6 +11,7 @@ from torch import Tensor
 from fokker.errors import FokkerError
 from fokker.restore import Operator, conjugate_gradients
 from fokker.restore.gram import DENSE, Gram
+from fokker.restore.proximal import least_squares
 
 _ROUNDING = 1e-9
 
@@ -92,6 +93,10 @@ class ParallelBeam(Operator):
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self._apply(y, True, self.size)
+
+    def pinv(self, y: Tensor) -> Tensor:
+        # noise lies outside of the range of A A^T, where iterations on that matrix diverge
+        return super().pinv(y) if y[0].numel() <= DENSE else least_squares(self, y, self.steps)
 
     def solve(self, v: Tensor, a: float | Tensor = 1.0, b: float | Tensor = 0.0) -> Tensor:
         if v[0].numel() <= DENSE:
