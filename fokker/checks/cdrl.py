@@ -60,6 +60,7 @@ def trained(seed: int, initialiser: bool) -> CooperativeEnergy:
     return model.eval()
 
 
+@functools.cache
 def distance(model: CooperativeEnergy, seed: int) -> float:
     """Energy distance of samples to the ring, the mean of ten; that of a point at the centre where the chains diverge."""
     try:
