@@ -50,7 +50,11 @@ def check(seed: int, null: bool = False) -> Outcome:
             "median relative error of f": error,
             "PSNR, blind, scale 0.175": run(0.0 if null else LR, scale=LOOSE)[0],
         },
-        baseline={"PSNR, frozen at f = 1, M = 0": frozen, "PSNR, true parameters": oracle, "PSNR, true parameters, scale 0.175": run(0.0, phi, LOOSE)[0]},
+        baseline={
+            "PSNR, frozen at f = 1, M = 0": frozen,
+            "PSNR, true parameters": oracle,
+            "PSNR, true parameters, scale 0.175": run(0.0, phi, LOOSE)[0],
+        },
         criteria=[
             Criterion("gain over frozen parameters, dB", blind - frozen, ">=", 4.0),
             Criterion("gain over true parameters, dB", blind - oracle, ">=", -2.0),

@@ -10,8 +10,8 @@ step spent, its best child taken) is reported too: it is better.
 
 Why the search loses to best-of-N there: a linear reward of beliefs rises as often as it falls, so a step ends after about two
 children and leaves its quota to the last one, where 3 t^2 has faded. With noise that lasts, g = 10 t, on a quarter circle
-(found on seeds 10 to 12) the gain is there; it is reported, unjudged. Changed on seeds 10 to 14, with every bound as it was: 300
-searches for 100, whose standard error decided; 400 steps for 100 where SDE and ODE are compared, for what steps leave is no
+(found on seeds 10 to 12) the gain is there; it is reported, unjudged. Changed on seeds 10 to 14, with every bound as it was:
+300 searches for 100, whose standard error decided; 400 steps for 100 where SDE and ODE are compared, for what steps leave is no
 matter of the marginal laws; energy distances of parts of 500, which a few large numbers cannot decide.
 
 Null: the verifier judges by numbers that have nothing to do with the sample.
