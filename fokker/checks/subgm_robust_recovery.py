@@ -53,7 +53,7 @@ def check(seed: int, null: bool = False) -> Outcome:
     ) -> float:
         y, steps, decay = A(X) + size * s, round(600 * stretch), 1 - 0.015 / stretch
         found = robust_lowrank(
-            A, y, rank, "l2" if squared else "l1", start, steps=steps, decay=decay, normalised=normalised, seed=seed
+            A, y, rank, "l2" if squared else "l1", start, steps=steps, lr=0.3, decay=decay, normalised=normalised, seed=seed
         )
         return float((found.matrix - X).norm() / X.norm())
 
