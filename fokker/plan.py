@@ -11,7 +11,6 @@ respect to its times and handed to another library.
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -133,8 +132,11 @@ class Plan:
     start: Number | None = 1.0
     end: Number | None = None
     config: dict[str, Any] = field(default_factory=dict)
+    affine: bool = field(init=False, repr=False, compare=False)  # whether a row adds a constant
 
     def __post_init__(self) -> None:
+        kinds = (kind for row in self.rows if isinstance(row, Row) for (kind, _), _ in row.terms)
+        object.__setattr__(self, "affine", "1" in kinds)
         if self.process.tokens and any(isinstance(row, Row) and row.terms for row in self.rows):
             name = self.config.get("solver", "this plan")
             raise FokkerError(f"{name} adds up states, which tokens cannot be; use fokker.discrete's Ancestral or FirstHitting")
@@ -152,11 +154,6 @@ class Plan:
     @property
     def stochastic(self) -> bool:
         return bool(self.noises) or any(isinstance(r, Step) and r.draws for r in self.rows)
-
-    @cached_property
-    def affine(self) -> bool:
-        """Whether a row adds a constant."""
-        return any(kind == "1" for row in self.rows if isinstance(row, Row) for (kind, _), _ in row.terms)
 
     def table(self) -> str:
         """The plan as text, one row a line."""

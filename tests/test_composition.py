@@ -99,7 +99,9 @@ def fault(combination: Combination, alone: bool = False) -> str:
             return f"{combination}: {tuple(out.shape)} {out.dtype}"
         if not bool(torch.isfinite(out).all()):
             return f"{combination}: not finite"
-        if alone and not adaptive(plan) and not torch.allclose(run(combination, slice(1, 2))[0], out[1:2], rtol=0, atol=1e-7):
+        # two restorers over each other may drive a state to a thousand, and rounding is relative
+        near = 1e-7 * max(1.0, float(out.abs().max()))
+        if alone and not adaptive(plan) and not torch.allclose(run(combination, slice(1, 2))[0], out[1:2], rtol=0, atol=near):
             return f"{combination}: a sample depends on its neighbours"
     except FokkerError as reason:
         return "" if any(r.search(str(reason)) for r in REASONS) else f"{combination}: refused, unlisted: {reason}"

@@ -109,6 +109,8 @@ class Recipe:
         tree = {k: v for k, v in dataclasses.asdict(self).items() if k not in free}
         if self.rate.kind not in ("cosine", "linear"):
             del tree["samples"]  # such a run may be made longer
+        if not self.optimiser.rates:
+            del tree["optimiser"]["rates"]  # one rate for all, as it is for recipes that never heard of shares
         plain: dict[str, Any] = _plain(tree)
         return plain
 
