@@ -5,6 +5,7 @@ import hashlib
 import math
 import time
 from dataclasses import dataclass
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -113,7 +114,7 @@ def settled(name: str, model: "Model", given: dict[str, Any]) -> dict[str, Any]:
     if "operator" not in given and not learnt:
         raise FokkerError(f"model {name!r} does not say what it has learnt to restore; name it with --operator")
     noise, operator = learnt.pop("noise_std", 0.0), learnt.pop("operator", "")
-    options = ",".join(f"{k}={value}" for k, value in learnt.items() if k not in ("shape", "seed"))
+    options = ",".join(f"{k}={dumps(value)}" for k, value in learnt.items() if k not in ("shape", "seed"))
     words = f"{operator}:{options}" if options else operator
     return {"operator": words, "noise": float(noise), "restorer": model.process.name, **ANCHORED, **given}
 
